@@ -1,0 +1,23 @@
+"""Shipped for tests and demonstrations: detectors that are not there, and clients that only remember."""
+
+from __future__ import annotations
+
+from firstlight.testing._crystal import FrameTruth, Geometry, SyntheticCrystals, gap_mask
+from firstlight.testing._eiger import EIGER_SHAPES, Faults, RecordedEiger, SimulatedEiger
+from firstlight.testing._recordings import read_cbors
+from firstlight.testing._sink import MemorySink, SentMessage, SentStream
+
+__all__ = [
+    "EIGER_SHAPES",
+    "Faults",
+    "FrameTruth",
+    "Geometry",
+    "MemorySink",
+    "RecordedEiger",
+    "SentMessage",
+    "SentStream",
+    "SimulatedEiger",
+    "SyntheticCrystals",
+    "gap_mask",
+    "read_cbors",
+]
