@@ -165,6 +165,20 @@ def test_lz4_in_many_blocks_some_of_them_stored() -> None:
     assert same(decode(b"".join(parts), ArraySpec.of(array, Compression.LZ4)), array)
 
 
+def test_lz4_stores_what_it_cannot_shrink() -> None:
+    # A packed length equal to the plain one would be read as stored, so such a block must be stored.
+    sizes = []
+    for n_zeros in range(30):
+        array = np.concatenate([noise((200,), "u1"), np.zeros(n_zeros, np.uint8)])
+        sizes.append(len(lz4.block.compress(array.tobytes(), store_size=False)) - array.size)
+        blob, spec = encode(array, Compression.LZ4), ArraySpec.of(array, Compression.LZ4)
+        assert len(blob) == 16 + array.size + min(sizes[-1], 0)
+        assert same(decode(blob, spec), array)
+        assert same(seedee.deserialize(blob, spec.to_json()), array)
+    assert sizes[0] > 0 > sizes[-1]
+    assert 0 in sizes
+
+
 @pytest.mark.parametrize("compression", EVERY)
 def test_other_memory_orders_are_packed_in_c_order(compression: Compression) -> None:
     array = photons((30, 40), "<u2")
