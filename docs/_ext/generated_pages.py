@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from sphinx.errors import ExtensionError
 
 import firstlight
 
@@ -65,9 +68,13 @@ def _command_line_page() -> str:
     if importlib.util.find_spec("firstlight.cli") is None:
         return _NO_COMMAND_LINE
     command = [sys.executable, "-m", "typer", "firstlight.cli", "utils", "docs", "--name", "firstlight"]
+    # The same package as the one that Sphinx imports, installed or not.
+    environment = {**os.environ, "PYTHONPATH": str(Path(firstlight.__file__).parents[1])}
     made = subprocess.run(
-        [*command, "--title", "Command line"], check=True, capture_output=True, text=True, timeout=120
+        [*command, "--title", "Command line"], env=environment, capture_output=True, text=True, timeout=120
     )
+    if made.returncode:
+        raise ExtensionError(f"{' '.join(command)} failed:\n{made.stderr}")
     return made.stdout
 
 
