@@ -6,6 +6,7 @@ from firstlight.connectors._cbor import item_end as cbor_item_end
 from firstlight.connectors._cbor import loads as cbor_loads
 from firstlight.connectors._eiger2 import DecoderCounts, Eiger2Decoder, Frame, SeriesEnd, SeriesStart
 from firstlight.connectors._eiger2_run import ConnectorEvent, ConnectorStats, run_eiger2
+from firstlight.connectors._endpoint import check_endpoint
 from firstlight.connectors._sink import Output, Producing
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "SeriesStart",
     "cbor_item_end",
     "cbor_loads",
+    "check_endpoint",
     "run_eiger2",
 ]

@@ -11,6 +11,7 @@ big fractions, shared references) is ever built. Format: RFC 8949.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
@@ -85,15 +86,17 @@ def loads(message: bytes | memoryview, tags: Collection[int]) -> Any:
         raise DataError(f"not valid CBOR: {error}", offset=None) from error
 
 
-def item_end(buffer: bytes | memoryview, start: int) -> int:
-    """Return where the encoded item that begins at `start` ends.
+def item_end(buffer: bytes | memoryview | mmap.mmap, start: int) -> int:
+    """Return where the encoded item that begins at `start` ends. Holds no view of `buffer` afterwards.
 
     Raises
     ------
     DataError
         If there is no whole, well-formed item; ``offset`` says where that shows.
     """
-    return _walk(memoryview(buffer), start, frozenset(), lift=False)[0]
+    # An error keeps this frame alive, and a map with a view of it cannot be closed.
+    with memoryview(buffer) as view:
+        return _walk(view, start, frozenset(), lift=False)[0]
 
 
 def _cut(view: memoryview, marks: list[_Mark]) -> tuple[bytes, list[memoryview]]:

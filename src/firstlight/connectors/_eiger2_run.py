@@ -13,6 +13,7 @@ from typing import Any
 import zmq
 
 from firstlight.connectors._eiger2 import DecoderCounts, Eiger2Decoder, Event, Frame, SeriesEnd, SeriesStart
+from firstlight.connectors._endpoint import check_endpoint
 from firstlight.connectors._sink import Output, Producing
 from firstlight.errors import ConfigurationError, FirstlightError, RemoteProtocolError
 
@@ -122,6 +123,7 @@ def run_eiger2(
     FirstlightError
         Whatever the client raises; the stream under way is aborted before, if that is still possible.
     """
+    check_endpoint(endpoint)
     run = _Run(client, source, beamtime, stream or _default_name, on_event)
     with _pull_socket(endpoint) as socket:
         run.tell("connected", f"waiting for {source} at {endpoint}", endpoint=endpoint)

@@ -22,6 +22,7 @@ import cbor2
 import numpy as np
 import numpy.typing as npt
 
+from firstlight.connectors import check_endpoint
 from firstlight.errors import ConfigurationError
 from firstlight.model._arrays import ArraySpec, Compression
 from firstlight.model._codecs import decode, encode
@@ -122,6 +123,7 @@ class SimulatedEiger:
         faults: Faults | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
+        check_endpoint(endpoint, any_port=True)
         _check("n_frames", n_frames, 1, 1 << 40)
         _check("n_distinct", n_distinct, 1, 10_000)
         _check("channels", channels, 1, len(_CHANNELS))
@@ -139,6 +141,7 @@ class SimulatedEiger:
         self._ready = list(self._prepare(min(n_distinct, n_frames), hit_fraction, seed, on_progress))
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        # Last, so that nothing can fail while a socket is open.
         self._pusher = Pusher(endpoint)
 
     @property

@@ -51,13 +51,11 @@ def read_cbors(path: str | Path, *, stream: str | None = None) -> Iterator[list[
 
 
 def _item(mapped: mmap.mmap, offset: int, path: Path) -> tuple[bytes, int]:
-    # The view must be gone before the map can be closed, also when an error keeps this frame alive.
-    with memoryview(mapped) as view:
-        try:
-            end = cbor_item_end(view, offset)
-        except DataError as error:
-            text = f"{path}: the item at byte {offset} is cut off or damaged: {error}"
-            raise DataError(text, path=str(path), offset=offset) from None
+    try:
+        end = cbor_item_end(mapped, offset)
+    except DataError as error:
+        text = f"{path}: the item at byte {offset} is cut off or damaged: {error}"
+        raise DataError(text, path=str(path), offset=offset) from error
     return mapped[offset:end], end
 
 

@@ -6,6 +6,7 @@ import threading
 
 import zmq
 
+from firstlight.connectors import check_endpoint
 from firstlight.errors import ConfigurationError
 
 __all__ = ["Pusher"]
@@ -25,6 +26,7 @@ class Pusher:
     """
 
     def __init__(self, endpoint: str, *, waiting: int = 8) -> None:
+        check_endpoint(endpoint, any_port=True)
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PUSH)
         self._socket.setsockopt(zmq.SNDHWM, waiting)
