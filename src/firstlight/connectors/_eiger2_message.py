@@ -84,7 +84,7 @@ class EndMessage(NamedTuple):
 def parse(message: bytes | memoryview) -> StartMessage | ImageMessage | EndMessage:
     """Decode one message and check it completely.
 
-    Cost: about 0.1 ms, whatever the size of the frame.
+    Cost: about 40 us for an image, whatever its size, and 0.1 ms for a start message.
 
     Raises
     ------
