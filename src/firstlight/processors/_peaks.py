@@ -2,9 +2,12 @@
 
 The idea is that of *peakfinder8* (Barty et al. 2014, J. Appl. Cryst. 47, 1118, section 2.2): scattering from liquid and
 air has rings, so what counts as bright is decided per ring; what survives is grouped and judged against its own
-surroundings. Two things differ. The statistics of a ring come from a fixed sample of its pixels, which costs 3 % of
-reading them all and changes the threshold by a few per cent; and the threshold of counted photons follows a Poisson
-tail instead of a Gaussian one, so that a nearly empty background needs no hand-set "ADC threshold".
+surroundings. Two things differ. The statistics of a ring come from a fixed
+sample of its pixels, 2 % of a 4M frame, which is what makes this fast; and the threshold of counted photons follows a
+Poisson tail instead of a Gaussian one, so that a nearly empty background needs no hand-set "ADC threshold".
+
+Measured on one core, 2162 x 2068 uint16 with 100 peaks: 10 ms (rings 2, comparison 6, groups and surroundings 2);
+without peaks 9 ms.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ Ints: TypeAlias = npt.NDArray[np.int64]
 
 #: Statistics of fewer pixels than this are noise: thinner rings are joined with the next one.
 _MIN_RING_PIXELS = 128
-#: Mean and sigma of 256 values are good to 6 %, which moves a 5 sigma threshold by 0.3 sigma.
+#: Of 256 Gaussian values the mean is good to 0.06 sigma and sigma to 4 %, which moves a 4.5 sigma threshold by 0.2.
 _SAMPLES_PER_RING = 256
 #: Part of a ring that is taken for background without looking: up to a fifth of it may be peaks.
 _SURELY_DARK = 0.8
@@ -96,8 +99,8 @@ class PeakFinder:
     center_px
         (row, column) of the direct beam; may lie outside. Default: the middle of the frame.
     pixel_snr
-        A pixel is bright if it exceeds its ring by so many standard deviations. A frame of 4 million pixels has about
-        ten bright ones by chance at 4.5, hardly ever two that touch.
+        A pixel is bright if it exceeds its ring by so many standard deviations. A frame of 4 million pixels has at most
+        some ten bright ones by chance at 4.5, hardly ever two that touch.
     min_snr
         Smallest `Peaks.snr`.
     min_pixels, max_pixels
@@ -115,7 +118,7 @@ class PeakFinder:
     Notes
     -----
     Pixels with the largest value of an integer type, negative ones and NaN are ignored in every frame: detectors mark
-    dead, saturated and missing pixels so. A finder keeps buffers of 9 bytes per pixel or more and must not be used by
+    dead, saturated and missing pixels so. A finder keeps 11 bytes per pixel for 16-bit frames and must not be used by
     two threads at once. The same frame gives the same peaks, in whatever order frames come.
     """
 
@@ -267,7 +270,7 @@ def find_peaks(
 ) -> Peaks:
     """Find peaks in a single frame; see `PeakFinder` for parameters and errors, and use that for more than one frame.
 
-    Laying out the rings costs some 50 times more than the search itself.
+    Laying out the rings costs some 15 times more than the search itself.
     """
     array = np.asarray(image)
     if array.ndim != 2:
