@@ -284,7 +284,7 @@ class Batch:
             if self.header.n_messages == 1:
                 _META_ONE.decode(self.metas)
                 return
-            if len(_META_LIST.decode(b"[%b]" % self.metas)) == self.header.n_messages:
+            if len(_META_LIST.decode(b"[%b]" % bytes(self.metas))) == self.header.n_messages:
                 return
         except msgspec.DecodeError:
             pass
@@ -383,7 +383,14 @@ class Batch:
 
     def select(self, start: int, count: int) -> list[Buffer]:
         """The pieces of a smaller batch that holds `count` messages from row `start` on; blobs are not copied."""
-        rows = self.rows(start, count)
+        return self._smaller(self.rows(start, count), self.header.first_arrival + start)
+
+    def pick(self, numbers: Sequence[int]) -> list[Buffer]:
+        """As `select`, for any rows."""
+        rows = self.rows()
+        return self._smaller([rows[number] for number in numbers], 0)
+
+    def _smaller(self, rows: list[Row], first_arrival: int) -> list[Buffer]:
         head = batch_head(
             [(r.id, r.timestamp_ns, r.part, r.parts, r.flags) for r in rows],
             [bytes(self.meta(r)) for r in rows],
@@ -397,7 +404,7 @@ class Batch:
         small.stamp(
             stream_no=self.header.stream_no,
             stored_ns=self.header.stored_ns,
-            first_arrival=self.header.first_arrival + start,
+            first_arrival=first_arrival,
         )
         return batch_parts(bytes(stamped), [self.blob(r) for r in rows])
 

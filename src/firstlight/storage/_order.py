@@ -126,8 +126,11 @@ class StreamOrder:
         self._segment = array("q")
         self._offset = array("q")
         self._length = array("q")
+        self._n = array("I")
         #: Batches that are in memory now, by number.
         self.slots: dict[int, Slot] = {}
+        #: Batches on disk, and batches whose bytes are lost.
+        self.n_on_disk = self.n_gone = 0
         #: Messages in a dataset; 1 for single messages; 0 as long as nothing has come.
         self.parts = 0
         #: Messages (parts count one by one) ever added; the last arrival number.
@@ -187,6 +190,7 @@ class StreamOrder:
         self._segment.append(IN_MEMORY)
         self._offset.append(0)
         self._length.append(length)
+        self._n.append(sum(run.n for run in runs))
         self.n_bytes += length
         self.parts = max(parts, 1)
         by_id = self._parts.setdefault(part, _Runs())
@@ -233,7 +237,19 @@ class StreamOrder:
         """``(segment, offset, length)`` of a batch; segment 0 is memory only, -1 is gone."""
         return self._segment[batch], self._offset[batch], self._length[batch]
 
+    def count_of(self, batch: int) -> int:
+        """Messages in a batch."""
+        return self._n[batch]
+
+    @property
+    def part_numbers(self) -> list[int]:
+        """Parts of which there is anything: 0 for single messages."""
+        return sorted(self._parts)
+
     def set_place(self, batch: int, segment: int, offset: int) -> None:
+        before = self._segment[batch]
+        self.n_on_disk += (segment > 0) - (before > 0)
+        self.n_gone += (segment == GONE) - (before == GONE)
         self._segment[batch] = segment
         self._offset[batch] = offset
 
@@ -241,7 +257,7 @@ class StreamOrder:
         """The batch left memory; True if that was the only place where its bytes were."""
         self.slots.pop(batch, None)
         if self._segment[batch] == IN_MEMORY:
-            self._segment[batch] = GONE
+            self.set_place(batch, GONE, 0)
             return True
         return False
 
@@ -250,7 +266,7 @@ class StreamOrder:
         lost = 0
         for batch, segment in enumerate(self._segment):
             if segment in segments:
-                self._segment[batch] = IN_MEMORY if batch in self.slots else GONE
+                self.set_place(batch, IN_MEMORY if batch in self.slots else GONE, 0)
                 lost += batch not in self.slots
         return lost
 

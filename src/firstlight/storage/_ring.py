@@ -161,6 +161,14 @@ class Ring:
             reserved.state = _FREE
             self.pinned -= reserved.length
 
+    def clear(self) -> None:
+        """Evict everything; nothing may be pinned or reserved."""
+        assert not self.pinned
+        for slot in list(self._tiles.values()):
+            self._recycle(slot)
+        self._tiles[0] = Slot(self, 0, self.size, _FREE)
+        self._head = 0
+
     def discard(self, slot: Slot) -> None:
         """Free a used slot now, without `on_evict`: its batch was deleted. The bytes stay until every pin is gone."""
         if slot.state == _USED:

@@ -37,7 +37,8 @@ class WriteItem:
     Parameters
     ----------
     entry
-        What the journal gets. A `BatchStored` gets its place filled in when there is `memory`.
+        What the journal gets; None to learn when everything before is written. A `BatchStored` gets its place filled
+        in when there is `memory`.
     stream, memory
         The batch's bytes, padded to pages, for a segment file; None for what only the journal gets.
     sync
@@ -48,7 +49,7 @@ class WriteItem:
 
     def __init__(
         self,
-        entry: JournalEntry,
+        entry: JournalEntry | None,
         *,
         stream: StreamId | None = None,
         memory: memoryview | None = None,
@@ -174,7 +175,7 @@ class Writer:
             if item.memory is not None and item.stream is not None and not item.segment:
                 by_source.setdefault((item.stream.beamtime, item.stream.source), []).append(item)
         written = [self._write_source(source, some) for source, some in by_source.items()]
-        self._journal.append([*self._sealed, *(item.entry for item in items)])
+        self._journal.append([*self._sealed, *(item.entry for item in items if item.entry is not None)])
         self._sealed.clear()
         if any(item.sync for item in items):
             for segment in written:
@@ -195,6 +196,7 @@ class Writer:
             assert isinstance(item.entry, BatchStored)
             batches.append((item.stream, item.entry.stream_no, item.memory))
         for item, offset in zip(items, segment.append(batches, checksum_blobs=self._checksum), strict=True):
+            assert isinstance(item.entry, BatchStored)
             item.segment, item.offset = segment.number, offset
             item.entry = msgspec.structs.replace(item.entry, segment=segment.number, offset=offset)
             item.memory = None

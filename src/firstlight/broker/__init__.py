@@ -1,0 +1,19 @@
+"""Streams, groups and policies, and the server around them."""
+
+from firstlight.broker._broker import Broker, BrokerSettings, Published
+from firstlight.broker._group import Group, Order
+from firstlight.broker._stream import Selection, Stream
+from firstlight.broker._subscription import Delivery, Receiver, Subscription
+
+__all__ = [
+    "Broker",
+    "BrokerSettings",
+    "Delivery",
+    "Group",
+    "Order",
+    "Published",
+    "Receiver",
+    "Selection",
+    "Stream",
+    "Subscription",
+]

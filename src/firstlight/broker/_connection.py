@@ -1,0 +1,447 @@
+"""One client's connection: frames in and out of a non-blocking socket, producers and consumers on channels.
+
+asyncio's own transports copy what they cannot send at once, and cannot pass descriptors; so the socket is driven directly from
+the event loop's readiness callbacks. Payloads are received straight into rings, and sent straight from them.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import logging
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from firstlight.broker._broker import Broker
+from firstlight.broker._channels import ConsumerChannel, ProducerChannel
+from firstlight.errors import FirstlightError, RemoteProtocolError, ServiceRefusedError
+from firstlight.model import Buffer
+from firstlight.storage._pool import MemoryRegion
+from firstlight.storage._ring import Slot
+from firstlight.wire import (
+    PROTOCOL_VERSION,
+    Answer,
+    Ask,
+    ChannelFailed,
+    CloseChannel,
+    Credit,
+    EndStream,
+    ErrorInfo,
+    Failed,
+    FrameReader,
+    FromClient,
+    FromService,
+    Hello,
+    Mapped,
+    OpenConsumer,
+    OpenProducer,
+    Ping,
+    Pong,
+    Publish,
+    Refused,
+    Region,
+    RegionGone,
+    Release,
+    Settle,
+    Want,
+    Welcome,
+    decode_from_client,
+    encode,
+    frame,
+)
+
+__all__ = ["Connection", "Host"]
+
+logger = logging.getLogger(__name__)
+
+#: Reads a connection may do before the others get their turn.
+_READS_A_TURN = 8
+_PIECES_A_SEND = 64
+#: With more than this waiting to be sent nothing new is delivered to the client.
+_CONGESTED_BYTES = 32 << 20
+_HELLO_WITHIN_S = 10.0
+_MAX_CHANNELS = 10_000
+
+
+class Host(Protocol):
+    """What a connection needs of the server."""
+
+    broker: Broker
+
+    def welcome(self) -> Welcome: ...
+    def answer(self, question: Ask, reply: Callable[[Answer | Failed], None]) -> None: ...
+    def closed(self, connection: Connection) -> None: ...
+    def region_gone(self, region: MemoryRegion) -> None: ...
+
+
+class _Outgoing:
+    """A buffer on its way out, what to call when it is gone, and descriptors that travel with its first byte."""
+
+    __slots__ = ("data", "fds", "on_sent")
+
+    def __init__(self, data: memoryview, on_sent: Callable[[], None] | None, fds: tuple[int, ...]) -> None:
+        self.data = data
+        self.on_sent = on_sent
+        self.fds = fds
+
+
+class Connection:
+    """Speaks the native protocol with one client.
+
+    Parameters
+    ----------
+    local
+        The client is on this machine and connected through the Unix socket: batches are shared, not sent.
+    """
+
+    def __init__(self, host: Host, sock: socket.socket, peer: str, *, local: bool, loop: asyncio.AbstractEventLoop) -> None:
+        self.host = host
+        self.broker = host.broker
+        self.peer = peer
+        self.local = local
+        self.client = ""
+        self._sock = sock
+        self._loop = loop
+        self._reader: FrameReader[FromClient] = FrameReader(
+            decode_from_client, self._place, max_payload=self.broker.store.pool.max_batch
+        )
+        self._out: deque[_Outgoing] = deque()
+        self._out_bytes = 0
+        self._writing = False
+        self._flush_scheduled = False
+        self._producers: dict[int, ProducerChannel] = {}
+        self._consumers: dict[int, ConsumerChannel] = {}
+        self._stored: dict[ProducerChannel, None] = {}
+        self.own_region: MemoryRegion | None = None
+        #: There was no memory left for a region of its own.
+        self.region_refused = False
+        self._known_regions: set[int] = set()
+        self._leases: dict[int, Slot] = {}
+        self._next_lease = 1
+        self.leased_bytes = 0
+        self.lease_quota = self.broker.store.pool.budget // 4
+        self._welcomed = False
+        self.closed = False
+        self.opened_at = loop.time()
+        #: Since when nothing could be sent although something waits; None while it flows.
+        self.stalled_since: float | None = None
+        sock.setblocking(False)
+        loop.add_reader(sock, self._readable)
+        self._hello_timer = loop.call_later(_HELLO_WITHIN_S, self._no_hello)
+
+    # -- in ---------------------------------------------------------------------------------------------------------
+
+    def _readable(self) -> None:
+        try:
+            for _ in range(_READS_A_TURN):
+                buffer = self._reader.buffer()
+                n = self._sock.recv_into(buffer)
+                if n == 0:
+                    self.close("")
+                    return
+                for message, payload in self._reader.received(n):
+                    self._handle(message, payload)
+                    if self.closed:
+                        return
+                if n < len(buffer):
+                    return
+        except BlockingIOError:
+            return
+        except (RemoteProtocolError, ServiceRefusedError) as error:
+            self.refuse(error)
+        except OSError as error:
+            self.close(error.strerror or str(error))
+
+    def _place(self, message: FromClient, size: int) -> memoryview | None:
+        if not isinstance(message, Publish):
+            raise RemoteProtocolError(f"the client sent {size} bytes of payload with a {type(message).__name__}")
+        channel = self._producers.get(message.channel)
+        return None if channel is None else channel.place(message, size)
+
+    def _handle(self, message: FromClient, payload: memoryview | None) -> None:
+        if not self._welcomed:
+            self._greet(message)
+            return
+        match message:
+            case Publish():
+                if channel := self._producers.get(message.channel):
+                    channel.publish(message, payload)
+            case Settle() | Credit():
+                if consumer := self._consumers.get(message.channel):
+                    consumer.handle(message)
+            case Release():
+                self._release(message.leases)
+            case Want() | EndStream():
+                if channel := self._producers.get(message.channel):
+                    channel.handle(message)
+            case OpenProducer() | OpenConsumer():
+                self._open(message)
+            case CloseChannel():
+                self._close_channel(message.channel)
+            case Ask():
+                self.host.answer(message, self.send)
+            case Mapped():
+                if self.own_region is not None and self.own_region.no == message.region:
+                    self.own_region.memory.seal()
+            case Ping():
+                self.send(Pong(message.number))
+            case Hello() | Pong():
+                pass
+
+    def _greet(self, message: FromClient) -> None:
+        if not isinstance(message, Hello):
+            raise RemoteProtocolError(f"the client began with {type(message).__name__} instead of Hello")
+        if message.version[0] != PROTOCOL_VERSION[0]:
+            raise ServiceRefusedError(
+                f"the client speaks version {message.version[0]} of the protocol, this service version "
+                f"{PROTOCOL_VERSION[0]}; install the same major version of firstlight on both sides"
+            )
+        self._hello_timer.cancel()
+        self._welcomed = True
+        self.client = message.client[:200]
+        self.send(self.host.welcome())
+
+    def _no_hello(self) -> None:
+        self.close(f"said nothing for {_HELLO_WITHIN_S:.0f} s")
+
+    # -- channels ---------------------------------------------------------------------------------------------------
+
+    def _open(self, message: OpenProducer | OpenConsumer) -> None:
+        number = message.channel
+        if number in self._producers or number in self._consumers or number <= 0:
+            raise RemoteProtocolError(f"the client opened channel {number} twice, or it is not a positive number")
+        if len(self._producers) + len(self._consumers) >= _MAX_CHANNELS:
+            raise ServiceRefusedError(f"the client has {_MAX_CHANNELS} channels open on one connection; close some")
+        try:
+            if isinstance(message, OpenProducer):
+                self._producers[number] = ProducerChannel(self, message)
+            else:
+                self._consumers[number] = ConsumerChannel(self, message)
+        except FirstlightError as error:
+            self.send(ChannelFailed(number, ErrorInfo.of(error)))
+
+    def _close_channel(self, number: int) -> None:
+        channel = self._producers.pop(number, None) or self._consumers.pop(number, None)
+        if channel is not None:
+            channel.close()
+
+    def fail_channel(self, number: int, error: FirstlightError) -> None:
+        """Close a channel and tell the client why."""
+        self._close_channel(number)
+        self.send(ChannelFailed(number, ErrorInfo.of(error)))
+
+    def note_stored(self, channel: ProducerChannel) -> None:
+        """The channel has acknowledgements to send; all of this turn go together."""
+        self._stored[channel] = None
+        self._flush_soon()
+
+    def send_stored(self) -> None:
+        """Send these acknowledgements; before any new room is granted, because the room may be theirs."""
+        stored, self._stored = self._stored, {}
+        for channel in stored:
+            channel.send_stored()
+
+    # -- shared memory ----------------------------------------------------------------------------------------------
+
+    def introduce(self, region: MemoryRegion, *, writable: bool) -> None:
+        """Make sure that the client can map a region."""
+        if region.no not in self._known_regions:
+            self._known_regions.add(region.no)
+            self.send(Region(region.no, region.size, writable), fds=(region.memory.fd,))
+
+    def make_region(self, then: Callable[[], None]) -> None:
+        """Make a region that this client alone writes, in a thread because its pages are touched; `then` tries again."""
+        pool = self.broker.store.pool
+        for region in pool.reclaim():
+            self.host.region_gone(region)
+        if not pool.may_make_producer_region():
+            self.region_refused = True
+            self._loop.call_soon(then)
+            return
+
+        def made(future: asyncio.Future[MemoryRegion]) -> None:
+            if future.exception() is not None:
+                logger.warning("no memory for a producer of its own: %s", future.exception())
+                self.region_refused = True
+                pool.region_not_made()
+            elif self.closed:
+                pool.retire(pool.adopt(future.result()))
+            else:
+                self.own_region = pool.adopt(future.result())
+                self._known_regions.add(self.own_region.no)
+                self.send(Region(self.own_region.no, self.own_region.size, writable=True), fds=(self.own_region.memory.fd,))
+            then()
+
+        self._loop.run_in_executor(None, pool.make_producer_region).add_done_callback(made)
+
+    def forget_region(self, region: MemoryRegion) -> None:
+        """The region does not exist any more."""
+        if region.no in self._known_regions:
+            self._known_regions.discard(region.no)
+            self.send(RegionGone(region.no))
+
+    def lease(self, slot: Slot) -> int:
+        """Keep a slot for the client until it releases it."""
+        slot.pin()
+        self.leased_bytes += slot.length
+        number, self._next_lease = self._next_lease, self._next_lease + 1
+        self._leases[number] = slot
+        return number
+
+    def _release(self, leases: tuple[int, ...]) -> None:
+        for number in leases:
+            slot = self._leases.pop(number, None)
+            if slot is not None:
+                self.leased_bytes -= slot.length
+                self.broker.unpin(slot)
+
+    # -- out --------------------------------------------------------------------------------------------------------
+
+    def send(
+        self,
+        message: FromService,
+        payload: list[Buffer] | None = None,
+        *,
+        fds: tuple[int, ...] = (),
+        on_sent: Callable[[], None] | None = None,
+    ) -> None:
+        """Queue a message; the bytes of `payload` stay where they are until `on_sent`."""
+        if self.closed:
+            if on_sent is not None:
+                on_sent()
+            return
+        size = sum(map(len, payload)) if payload else 0
+        self._queue(frame(encode(message), size), None if payload else on_sent, fds)
+        if payload:
+            for piece in payload[:-1]:
+                self._queue(piece, None, ())
+            self._queue(payload[-1], on_sent, ())
+        self._flush_soon()
+
+    def _queue(self, data: Buffer, on_sent: Callable[[], None] | None, fds: tuple[int, ...]) -> None:
+        self._out.append(_Outgoing(memoryview(data), on_sent, fds))
+        self._out_bytes += len(data)
+
+    @property
+    def congested(self) -> bool:
+        """The client does not read as fast as it gets."""
+        return self._out_bytes > _CONGESTED_BYTES
+
+    def _flush_soon(self) -> None:
+        if not self._flush_scheduled and not self._writing and not self.closed:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_scheduled = False
+        if self.closed:
+            return
+        self.send_stored()
+        was_congested = self.congested
+        try:
+            while self._out:
+                self._sent(self._send_some())
+        except BlockingIOError:
+            self._wait_for_room()
+        except OSError as error:
+            self.close(error.strerror or str(error))
+            return
+        else:
+            self._stop_waiting()
+        if was_congested and not self.congested:
+            for consumer in list(self._consumers.values()):
+                consumer.resume()
+
+    def _send_some(self) -> int:
+        pieces = []
+        fds: tuple[int, ...] = ()
+        for number, item in enumerate(self._out):
+            if item.fds and number:
+                break  # descriptors arrive with the first byte of a call
+            if number == _PIECES_A_SEND:
+                break
+            fds = fds or item.fds
+            pieces.append(item.data)
+        if not fds:
+            return self._sock.sendmsg(pieces)
+        n = self._sock.sendmsg(pieces, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
+        self._out[0].fds = ()
+        return n
+
+    def _sent(self, n: int) -> None:
+        self._out_bytes -= n
+        self.stalled_since = None
+        while n:
+            item = self._out[0]
+            if n < len(item.data):
+                item.data = item.data[n:]
+                return
+            n -= len(item.data)
+            self._out.popleft()
+            if item.on_sent is not None:
+                item.on_sent()
+
+    def _wait_for_room(self) -> None:
+        if self.stalled_since is None:
+            self.stalled_since = self._loop.time()
+        if not self._writing:
+            self._writing = True
+            self._loop.add_writer(self._sock, self._flush)
+
+    def _stop_waiting(self) -> None:
+        if self._writing:
+            self._writing = False
+            self._loop.remove_writer(self._sock)
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    def refuse(self, error: FirstlightError) -> None:
+        """Say why, as far as the client still listens, and close."""
+        goodbye = frame(encode(Refused(ErrorInfo.of(error))))
+        try:
+            if not self._out:
+                self._sock.send(goodbye)
+        except OSError:
+            pass  # it gets no reason, only the end
+        self.close(str(error))
+
+    def close(self, reason: str) -> None:
+        """Give back everything that the client had; an empty reason is an orderly end."""
+        if self.closed:
+            return
+        self.closed = True
+        (logger.warning if reason else logger.debug)("connection of %s closed%s", self, f": {reason}" if reason else "")
+        self._hello_timer.cancel()
+        self._loop.remove_reader(self._sock)
+        self._stop_waiting()
+        self._sock.close()
+        for number in [*self._producers, *self._consumers]:
+            self._close_channel(number)
+        out, self._out = self._out, deque()
+        for item in out:
+            if item.on_sent is not None:
+                item.on_sent()
+        self._release(tuple(self._leases))
+        if self.own_region is not None:
+            self.broker.store.pool.retire(self.own_region)
+            self.own_region = None
+        self.host.closed(self)
+
+    def describe(self) -> dict[str, object]:
+        """For `firstlight status`."""
+        return {
+            "client": self.client,
+            "peer": self.peer,
+            "path": "shared memory" if self.local else "tcp",
+            "producers": len(self._producers),
+            "consumers": len(self._consumers),
+            "leased_bytes": self.leased_bytes,
+            "queued_bytes": self._out_bytes,
+            "connected_s": round(self._loop.time() - self.opened_at, 1),
+        }
+
+    def __str__(self) -> str:
+        return f"{self.client or 'unknown client'} at {self.peer}"
+

@@ -1,0 +1,323 @@
+"""One data directory and one memory budget: what a broker needs of storage, behind one door.
+
+Everything here is called from one thread, the broker's; the threads inside hand their results back through `post`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from firstlight.errors import CorruptError, StorageError
+from firstlight.model._batch import ALIGNMENT, Batch
+from firstlight.model._ids import StreamId
+from firstlight.monitoring import Health
+from firstlight.storage._files import storage_error
+from firstlight.storage._index import Index, IndexedBatch
+from firstlight.storage._indexer import Indexer
+from firstlight.storage._journal import BatchStored, BytesLost, JournalEntry, SegmentKnown
+from firstlight.storage._pool import MemoryPool, MemoryRegion
+from firstlight.storage._reader import Reader
+from firstlight.storage._recovery import Recovered, recover, write_compact
+from firstlight.storage._ring import Slot
+from firstlight.storage._segment import SegmentFile, segment_path
+from firstlight.storage._sqlite import SqliteIndex
+from firstlight.storage._writer import WriteItem, Writer
+
+__all__ = ["Segment", "StorageSettings", "Store"]
+
+logger = logging.getLogger(__name__)
+
+_INDEX_NAME = "index.sqlite"
+
+
+@dataclass(frozen=True, slots=True)
+class StorageSettings:
+    """How a service uses memory and disk.
+
+    Parameters
+    ----------
+    memory_bytes
+        For all rings together; 1 GiB holds a second of a fast detector and suits a laptop.
+    segment_bytes
+        A segment file is closed when it is larger; retention deletes whole files.
+    checksum_blobs
+        Also checksum the pixels when they are written: a third of a core at 1 GB/s. Headers and metadata always are.
+    """
+
+    memory_bytes: int = 1 << 30
+    segment_bytes: int = 1 << 30
+    checksum_blobs: bool = False
+
+
+@dataclass(slots=True)
+class Segment:
+    """A segment file as the broker counts on it."""
+
+    number: int
+    beamtime: str
+    source: str
+    end: int = 0
+    newest_ns: int = 0
+    #: Batches in it that belong to streams that exist.
+    live: int = 0
+    streams: set[int] = field(default_factory=set)
+
+
+class Store:
+    """Opens a data directory, and does what the broker decides.
+
+    Parameters
+    ----------
+    root
+        Created when absent; one service at a time uses it.
+    post
+        Runs a function in the broker's thread, soon; may be called from any thread.
+    on_evict
+        Called with each slot whose batch leaves memory.
+
+    Raises
+    ------
+    StorageError
+        If the directory cannot be used, or another service uses it.
+    CorruptError
+        If the journal is not one of this version.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        settings: StorageSettings,
+        *,
+        health: Health,
+        post: Callable[[Callable[[], None]], None],
+        on_evict: Callable[[Slot], None],
+    ) -> None:
+        self.root = root
+        self.settings = settings
+        self.health = health
+        self._post = post
+        self._lock = _lock_directory(root)
+        self.pool = MemoryPool(settings.memory_bytes, on_evict)
+        self.recovered: Recovered = recover(root)
+        self.segments = _segments(self.recovered)
+        self._open_segments: set[int] = set()
+        self.indexer = Indexer(self._open_index(), on_state=self._watch("index"))
+        self.reader = Reader()
+        self._writer = Writer(
+            root,
+            write_compact(root, self.recovered),
+            first_segment=self.recovered.next_segment,
+            segment_bytes=settings.segment_bytes,
+            checksum_blobs=settings.checksum_blobs,
+            on_done=lambda items: post(lambda: self._written(items)),
+            on_state=self._watch("disk"),
+        )
+        #: Bytes of batches that wait to be persisted.
+        self.backlog_bytes = 0
+        self.bytes_persisted = 0
+
+    def _watch(self, name: str) -> Callable[[StorageError | None], None]:
+        self.health.ok(name)
+
+        def report(error: StorageError | None) -> None:
+            self._post(lambda: self._note_state(name, error))
+
+        return report
+
+    def _note_state(self, name: str, error: StorageError | None) -> None:
+        if error is None:
+            self.health.ok(name)
+        else:
+            self.health.failed(name, error.text)
+
+    def _open_index(self) -> Index:
+        path = self.root / _INDEX_NAME
+        try:
+            return SqliteIndex(path)
+        except CorruptError as error:
+            logger.warning("%s; it is built anew", error)
+            for old in self.root.glob(f"{_INDEX_NAME}*"):
+                old.unlink()
+            return SqliteIndex(path)
+
+    # -- making things last -----------------------------------------------------------------------------------------
+
+    def note(
+        self, entry: JournalEntry | None, *, sync: bool = False, on_done: Callable[[], None] | None = None
+    ) -> None:
+        """Write an entry to the journal, behind everything before it; None just waits for that."""
+        self._writer.submit(WriteItem(entry, sync=sync, on_done=(lambda _: on_done()) if on_done else None))
+
+    def persist(
+        self,
+        slot: Slot,
+        memory: memoryview,
+        stream: StreamId,
+        entry: BatchStored,
+        *,
+        sync: bool,
+        on_done: Callable[[int, int], None],
+    ) -> None:
+        """Write a batch to a segment; `on_done` gets the segment and the offset. The slot is pinned until then."""
+        slot.pin()
+        size = len(memory)
+        self.backlog_bytes += size
+
+        def done(item: WriteItem) -> None:
+            slot.unpin()
+            self.backlog_bytes -= size
+            self.bytes_persisted += size
+            self._count_in(item, stream, entry)
+            on_done(item.segment, item.offset)
+
+        self._writer.submit(WriteItem(entry, stream=stream, memory=memory, sync=sync, on_done=done))
+
+    def _written(self, items: list[WriteItem]) -> None:
+        for item in items:
+            if item.on_done is not None:
+                item.on_done(item)
+
+    def _count_in(self, item: WriteItem, stream: StreamId, entry: BatchStored) -> None:
+        segment = self.segments.get(item.segment)
+        if segment is None:
+            segment = self.segments[item.segment] = Segment(item.segment, stream.beamtime, stream.source)
+            self._open_segments = {
+                n for n in self._open_segments if (self.segments[n].beamtime, self.segments[n].source) != _owner(segment)
+            } | {item.segment}
+        segment.end = item.offset + _padded(entry.length)
+        segment.newest_ns = max(segment.newest_ns, entry.stored_ns)
+        segment.live += 1
+        segment.streams.add(entry.stream_no)
+
+    # -- reading back -----------------------------------------------------------------------------------------------
+
+    def read_back(self, stream: StreamId, segment: int, offset: int, region: MemoryRegion, slot: Slot) -> Future[None]:
+        """Fill a slot with a batch from disk. Slot and region belong to the caller."""
+        path = segment_path(self.root, stream.beamtime, stream.source, segment)
+        return self.reader.read(path, offset, region.view(slot))
+
+    def open_segment(self, stream: StreamId, segment: int) -> SegmentFile:
+        """A segment file to look into."""
+        return SegmentFile(segment_path(self.root, stream.beamtime, stream.source, segment))
+
+    # -- the index --------------------------------------------------------------------------------------------------
+
+    def index_batch(self, stream_no: int, batch: Batch, first_arrival: int) -> None:
+        """Let the messages of a batch be found by their metadata, soon."""
+        self.indexer.add(indexed(stream_no, batch, first_arrival))
+
+    # -- giving up room ---------------------------------------------------------------------------------------------
+
+    def forget_stream(self, stream_no: int, batches_in: Iterable[int]) -> None:
+        """A stream was deleted: segments without any other content are deleted, too."""
+        for number in batches_in:
+            if number in self.segments:
+                self.segments[number].live -= 1
+                self.segments[number].streams.discard(stream_no)
+        empty = [n for n, segment in self.segments.items() if segment.live <= 0 and n not in self._open_segments]
+        self._delete(empty)
+
+    def over_limit(self, beamtime: str, source: str, *, before_ns: int | None, max_bytes: int | None) -> list[Segment]:
+        """The segments of a source that retention wants to go, oldest first; the one being written stays."""
+        own = sorted(
+            (s for s in self.segments.values() if _owner(s) == (beamtime, source) and s.number not in self._open_segments),
+            key=lambda segment: segment.number,
+        )
+        total = sum(s.end for s in self.segments.values() if _owner(s) == (beamtime, source))
+        gone = []
+        for segment in own:
+            too_old = before_ns is not None and segment.newest_ns < before_ns
+            too_much = max_bytes is not None and total > max_bytes
+            if not (too_old or too_much):
+                break
+            gone.append(segment)
+            total -= segment.end
+        return gone
+
+    def drop_segments(self, segments: Iterable[Segment]) -> None:
+        """Delete files; the caller has taken their batches out of every order."""
+        numbers = [segment.number for segment in segments]
+        if numbers:
+            self.note(BytesLost(tuple(numbers)))
+            self._delete(numbers)
+
+    def _delete(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            segment = self.segments.pop(number)
+            path = segment_path(self.root, segment.beamtime, segment.source, number)
+            self.reader.forget(path)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                logger.error("%s", storage_error(error, "delete", path))
+
+    @property
+    def bytes_on_disk(self) -> int:
+        """In segment files."""
+        return sum(segment.end for segment in self.segments.values())
+
+    def close(self) -> None:
+        """Write what waits and give everything back."""
+        self.reader.close()
+        self._writer.close()
+        self.indexer.close()
+        self.pool.close()
+        os.close(self._lock)
+
+
+def indexed(stream_no: int, batch: Batch, first_arrival: int) -> IndexedBatch:
+    """What the index needs of a batch; the metadata is copied, the ring may recycle its bytes."""
+    if batch.n_messages == 1:
+        row = batch.row(0)
+        return IndexedBatch(
+            stream_no, range(row.id, row.id + 1), first_arrival, bytes(batch.metas),
+            (row.timestamp_ns,), (row.blob_size,), row.part, max(row.parts, 1),
+        )  # fmt: skip
+    table = batch.table()
+    runs = batch.runs()
+    ids = range(runs[0].first_id, runs[0].last_id + 1) if len(runs) == 1 else table["id"].tolist()
+    return IndexedBatch(
+        stream_no, ids, first_arrival, bytes(batch.metas),
+        table["timestamp_ns"].tolist(), table["blob_size"].tolist(), int(table["part"][0]), max(int(table["parts"][0]), 1),
+    )  # fmt: skip
+
+
+def _segments(found: Recovered) -> dict[int, Segment]:
+    segments = {n: Segment(n, known.beamtime, known.source, known.end) for n, known in found.segments.items()}
+    for state in found.streams.values():
+        for entry in state.batches:
+            if entry.segment in segments and state.order.place(entry.batch)[0] == entry.segment:
+                segment = segments[entry.segment]
+                segment.live += 1
+                segment.newest_ns = max(segment.newest_ns, entry.stored_ns)
+                segment.streams.add(state.no)
+    return segments
+
+
+def _owner(segment: Segment | SegmentKnown) -> tuple[str, str]:
+    return segment.beamtime, segment.source
+
+
+def _padded(length: int) -> int:
+    return -(-length // ALIGNMENT) * ALIGNMENT
+
+
+def _lock_directory(root: Path) -> int:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise storage_error(error, "use", root) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise StorageError(f"the data directory {root} is used by another service; stop it or choose another directory",
+                           path=str(root)) from error  # fmt: skip
+    return lock

@@ -1,0 +1,18 @@
+"""The native protocol as state machines: bytes in, messages out. Nothing here opens a socket."""
+
+from firstlight.wire._frames import MAX_ENVELOPE, Frame, FrameReader, frame, pieces
+from firstlight.wire._messages import *  # noqa: F403
+from firstlight.wire._messages import __all__ as _messages
+from firstlight.wire._messages import decode_from_client, decode_from_service, encode
+
+__all__ = [
+    "MAX_ENVELOPE",
+    "Frame",
+    "FrameReader",
+    "decode_from_client",
+    "decode_from_service",
+    "encode",
+    "frame",
+    "pieces",
+]
+__all__ += _messages  # noqa: PLE0605
