@@ -10,7 +10,7 @@ Tables (version 1 of the schema, kept in ``PRAGMA user_version``)::
 
 Two things decide how fast this is. A batch is one statement, whatever it holds: SQLite takes the JSON apart by itself
 and without Python's lock. And a query gives one row, the ids as one JSON array, because Python takes its lock back
-for every row, which costs up to 5 ms each where other threads are busy.
+for every row: a thousand rows took 300 ms beside one busy thread, in one row 16 ms.
 
 A declared field is a real column, not an index on an expression or a generated column: only real columns are read from
 the index alone in every version of SQLite, which made 17 ms into 2 ms (1 % of a million messages, 3.40).
@@ -98,10 +98,17 @@ class SqliteIndex(Index):
 
     Examples
     --------
-    >>> index = SqliteIndex(folder / "index.sqlite")  # doctest: +SKIP
-    >>> index.declare("meta.hits")  # doctest: +SKIP
-    >>> index.query(7, parse_query("meta.hits > 10"), limit=100)  # doctest: +SKIP
-    [3, 14, 15]
+    >>> from tempfile import TemporaryDirectory
+    >>> from firstlight.model._query import parse_query
+    >>> with TemporaryDirectory() as folder:
+    ...     index = SqliteIndex(folder + "/index.sqlite")
+    ...     index.declare("meta.hits")
+    ...     index.add(IndexedBatch(7, range(1, 4), 1, b'{"hits":3},{"hits":14},{"hits":15}', [0, 1, 2], [9, 9, 9]))
+    ...     index.commit(1)
+    ...     ids = index.query(7, parse_query("meta.hits > 10"), limit=100)
+    ...     index.close()
+    >>> ids
+    [2, 3]
     """
 
     def __init__(self, path: Path | str, *, busy_timeout_s: float = 5.0) -> None:
