@@ -152,6 +152,7 @@ class Broker:
         self.evicted_unsaved = counter("messages_evicted_unsaved", help="messages that left memory and are nowhere else")
         self.lost_unread = counter("messages_lost_unread", help="messages that a consumer should have got and whose bytes were gone")
         self.read_back_bytes = counter("read_back", unit="bytes", help="bytes read from disk again for slow consumers")
+        self.internal_errors = counter("internal_errors", help="messages that the service could not handle because of a bug")
         store = self.store
         self.registry.probe("streams", lambda: len(self._streams), help="streams")
         self.registry.probe("subscriptions", lambda: sum(map(len, self._subscriptions.values())), help="consumers")

@@ -153,6 +153,11 @@ class Connection:
             self.refuse(error)
         except OSError as error:
             self.close(error.strerror or str(error))
+        except Exception:
+            # A mistake of ours must not take the other clients down with this one.
+            logger.exception("handling a message of %s failed; this is a bug in the service", self)
+            self.broker.internal_errors.add()
+            self.close("an internal error")
 
     def _place(self, message: FromClient, size: int) -> memoryview | None:
         if not isinstance(message, Publish):

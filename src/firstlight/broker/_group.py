@@ -124,7 +124,7 @@ class _ByArrival:
         return self._n > 0
 
 
-@dataclass
+@dataclass(eq=False)
 class Group:
     """A named cursor shared by its members.
 

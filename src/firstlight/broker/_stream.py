@@ -64,7 +64,7 @@ class StreamCounters:
     unreadable: int = 0
 
 
-@dataclass
+@dataclass(eq=False)
 class Stream:
     """Order, groups, policy and end of one stream."""
 

@@ -1,0 +1,284 @@
+"""The whole service in one event loop: broker, native server and HTTP, from start to orderly stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import uvicorn
+
+import firstlight
+from firstlight.broker._broker import Broker, BrokerSettings
+from firstlight.broker._http import http_app
+from firstlight.broker._server import Server, ServerSettings
+from firstlight.errors import ConfigurationError, ConnectionLostError
+
+__all__ = ["DEFAULT_HTTP_PORT", "HttpSettings", "Service", "ServiceSettings"]
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_HTTP_PORT = 8411
+_RATE_EVERY_S = 1.0
+#: HTTP answers that are under way when the service stops get so long to be read.
+_HTTP_GRACE_S = 2
+
+
+@dataclass(frozen=True, slots=True)
+class HttpSettings:
+    """Where HTTP is served.
+
+    Parameters
+    ----------
+    enabled
+        Without it there are no metrics and no health check.
+    host
+        Address to listen on; loopback unless somebody decides otherwise, because there are no passwords yet.
+    port
+        TCP port; 0 takes a free one.
+    """
+
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_HTTP_PORT
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSettings:
+    """Everything that one service process needs to know.
+
+    Parameters
+    ----------
+    data
+        The data directory, made when absent; one service at a time uses it.
+    """
+
+    data: Path
+    broker: BrokerSettings = field(default_factory=BrokerSettings)
+    server: ServerSettings = field(default_factory=ServerSettings)
+    http: HttpSettings = field(default_factory=HttpSettings)
+
+
+class Service:
+    """One service process.
+
+    Everything runs in the event loop in which it is entered. Leaving it is the orderly stop: it stops accepting, closes the
+    connections, writes what waits to be written, and gives the data directory free.
+
+    Raises
+    ------
+    StorageError
+        If the data directory cannot be used, or another service uses it.
+    ConnectionLostError
+        If a port is taken.
+    ConfigurationError
+        If settings cannot be used.
+
+    Examples
+    --------
+    ::
+
+        async with Service(ServiceSettings(Path("data"))) as service:
+            print(service.url, service.http_url)
+            await service.wait_stopped()
+    """
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        self.settings = settings
+        self._running = False
+        self._stop = asyncio.Event()
+        self._resources = contextlib.AsyncExitStack()
+        self._http: _Http | None = None
+
+    async def __aenter__(self) -> Service:
+        async with contextlib.AsyncExitStack() as resources:
+            self._open(resources)
+            if self._http is not None:
+                await self._http.start(http_app(self.broker, self.server, is_ready=lambda: self._running))
+                resources.push_async_callback(self._http.stop)
+            resources.callback(self._stop_accepting)
+            self._resources = resources.pop_all()
+        self._running = True
+        logger.info("serving %s at %s%s", self.settings.data, self.url, f" and {self.http_url}" if self.http_url else "")
+        return self
+
+    def _open(self, resources: contextlib.AsyncExitStack) -> None:
+        if self.settings.http.enabled:
+            # Ports before memory and disk: a taken one should not cost the time to read a large data directory.
+            self._http = _Http(self.settings.http)
+            resources.callback(self._http.sock.close)
+        self.broker = Broker(self.settings.data, self.settings.broker, loop=asyncio.get_running_loop())
+        resources.callback(self.broker.close)
+        self.server = Server(self.broker, self.settings.server, software=firstlight.__version__)
+        resources.callback(self.server.close)
+        self.server.start()
+        rates = _Rates(self.broker)
+        resources.callback(rates.close)
+
+    def _stop_accepting(self) -> None:
+        self._running = False
+        self.server.close()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        logger.info("stopping; %d bytes wait to be written", self.broker.store.backlog_bytes)
+        await self._resources.aclose()
+        logger.info("stopped")
+
+    @property
+    def url(self) -> str:
+        """What clients connect to."""
+        return self.server.url
+
+    @property
+    def http_url(self) -> str:
+        """Where HTTP is served; empty if it is not."""
+        return self._http.url if self._http is not None else ""
+
+    def stop(self) -> None:
+        """Let `wait_stopped` return."""
+        self._stop.set()
+
+    async def wait_stopped(self) -> None:
+        """Wait until somebody calls `stop`."""
+        await self._stop.wait()
+
+    async def run(self, *, on_ready: Callable[[Service], None] | None = None) -> None:
+        """Serve until SIGINT, SIGTERM or `stop`, then stop in order; a second signal does not wait for that.
+
+        Parameters
+        ----------
+        on_ready
+            Called once, when clients are served.
+        """
+        with _signals_call(self._on_signal):
+            async with self:
+                if on_ready is not None:
+                    on_ready(self)
+                await self.wait_stopped()
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        logger.info("got %s", number.name)
+        self.stop()
+
+
+@contextlib.contextmanager
+def _signals_call(act: Callable[[signal.Signals], None]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def restore() -> None:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+    def once(number: signal.Signals) -> None:
+        restore()
+        act(number)
+
+    for number in numbers:
+        loop.add_signal_handler(number, once, number)
+    try:
+        yield
+    finally:
+        restore()
+
+
+class _Rates:
+    """Turns counters into rates, once a second, so that a glance at the service needs one look and not two."""
+
+    def __init__(self, broker: Broker) -> None:
+        registry = broker.registry
+        store = broker.store
+        self._pairs = [
+            (lambda: broker.messages_in.value, registry.rate("incoming_messages", help="messages taken in")),
+            (lambda: broker.bytes_in.value, registry.rate("incoming", unit="bytes", help="bytes taken in")),
+            (lambda: broker.messages_out.value, registry.rate("outgoing_messages", help="messages handed to consumers")),
+            (lambda: store.bytes_persisted, registry.rate("persisting", unit="bytes", help="bytes written to segments")),
+            (
+                lambda: broker.read_back_bytes.value,
+                registry.rate("reading_back", unit="bytes", help="bytes read from disk for slow consumers"),
+            ),
+        ]
+        self._seen = [int(read()) for read, _ in self._pairs]
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(_RATE_EVERY_S, self._count)
+
+    def _count(self) -> None:
+        self._timer = self._loop.call_later(_RATE_EVERY_S, self._count)
+        for number, (read, rate) in enumerate(self._pairs):
+            value = int(read())
+            rate.add(value - self._seen[number])
+            self._seen[number] = value
+
+    def close(self) -> None:
+        self._timer.cancel()
+
+
+class _Http:
+    """uvicorn in this event loop, on a socket of ours."""
+
+    def __init__(self, settings: HttpSettings) -> None:
+        self._settings = settings
+        self.sock = _listening_socket(settings.host, settings.port)
+
+    @property
+    def url(self) -> str:
+        host = self._settings.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.sock.getsockname()[1]}"
+
+    async def start(self, app: object) -> None:
+        config = uvicorn.Config(
+            app,  # type: ignore[arg-type]  # Starlette is an ASGI application; its annotation and uvicorn's differ
+            lifespan="off", access_log=False, log_config=None, server_header=False,
+            timeout_graceful_shutdown=_HTTP_GRACE_S,
+        )  # fmt: skip
+        self._server = _Uvicorn(config)
+        self._task = asyncio.create_task(self._server.serve(sockets=[self.sock]), name="http")
+        await self._server.listening.wait()
+
+    async def stop(self) -> None:
+        self._server.should_exit = True
+        await self._task
+
+
+class _Uvicorn(uvicorn.Server):
+    """Tells when it listens, and leaves signals to the service."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _listening_socket(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except OSError as error:
+        raise ConfigurationError(f"cannot serve HTTP on {host!r}: {error.strerror}", host=host) from error
+    sock = socket.socket(family, kind)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind(address)
+        sock.listen()
+    except OSError as error:
+        sock.close()
+        raise ConnectionLostError(
+            f"cannot serve HTTP on {host}:{port}: {error.strerror}; is another service running? Choose another --http-port",
+            host=host, port=port,
+        ) from error  # fmt: skip
+    sock.setblocking(False)
+    return sock

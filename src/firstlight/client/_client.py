@@ -1,0 +1,1048 @@
+"""The blocking client: one thread for the socket, any number for the user."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from firstlight.client._connect import (
+    ANCILLARY,
+    DEFAULT_URL,
+    boot_id,
+    connect_local,
+    connect_tcp,
+    map_region,
+    parse_url,
+)
+from firstlight.client._consuming import ConsumerCore
+from firstlight.client._producing import Loan, ProducerCore
+from firstlight.client._session import Session
+from firstlight.client._verbs import (
+    consumer_request,
+    intervals,
+    meta_question,
+    outgoing,
+    policy_wish,
+    read_meta,
+    reading,
+)
+from firstlight.errors import (
+    ConnectionLostError,
+    FirstlightError,
+    MessageEvictedError,
+    MessageNotFoundError,
+    RemoteProtocolError,
+    StreamError,
+    StreamNotFoundError,
+    StreamTimeoutError,
+)
+from firstlight.model import DEFAULT_BEAMTIME, ArraySpec, Dataset, Message, Policy, StreamId
+from firstlight.wire import (
+    DeleteStream,
+    FindIds,
+    GetMeta,
+    GetStatus,
+    GroupInfo,
+    KeepMessages,
+    ListBeamtimes,
+    ListGroups,
+    ListSources,
+    ListStreams,
+    SetCursor,
+    StreamInfo,
+    Unacknowledged,
+    Welcome,
+)
+
+__all__ = ["Client", "Consumer", "Producer"]
+
+logger = logging.getLogger(__name__)
+
+_PIECES_A_SEND = 64
+_READS_A_TURN = 16
+#: Larger blobs are written straight into shared memory where there is any.
+_IN_PLACE_BYTES = 256 << 10
+
+
+class Client:
+    """A connection to a service, and everything that can be said through it.
+
+    Parameters
+    ----------
+    url
+        ``firstlight://host:port``.
+    name
+        Shown by ``firstlight status``; by default the program's name.
+    shared_memory
+        Read and write messages in place when the service runs on this machine.
+    connect_timeout
+        Seconds to wait for the service at the beginning.
+    reconnect_timeout
+        Seconds to try when the connection is lost later. Meanwhile producers keep what is not stored, consumers wait.
+
+    Raises
+    ------
+    ConnectionLostError, ServiceRefusedError
+        If there is no service, or it does not want us.
+
+    Examples
+    --------
+    ::
+
+        with Client("firstlight://localhost:8410") as beam:
+            with beam.produce("eiger", stream="scan_0042") as out:
+                for frame in frames:
+                    out.send(frame, meta={"exposure_s": 0.1})
+            for message in beam.consume("eiger", stream="scan_0042", group="monitor"):
+                print(message.id, message.array.mean())
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        name: str = "",
+        token: str = "",
+        shared_memory: bool = True,
+        connect_timeout: float = 5.0,
+        reconnect_timeout: float = 60.0,
+    ) -> None:
+        self._address = parse_url(url)
+        self._shared_memory = shared_memory
+        self._connect_timeout = connect_timeout
+        self._reconnect_timeout = reconnect_timeout
+        self._session = Session(name or f"{_program()} (pid {os.getpid()})", token, map_region)
+        self._lock = threading.RLock()
+        self._news = threading.Condition(self._lock)
+        self._send_lock = threading.Lock()
+        self._wake_receive, self._wake_send = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._awake_until = 0.0
+        self._want_write = False
+        self._closing = False
+        self._lost: FirstlightError | None = None
+        #: How the service is reached: ``shared memory`` or ``tcp``.
+        self.path: Literal["shared memory", "tcp"] = "tcp"
+        self._sock = self._connect(connect_timeout)
+        self._thread = threading.Thread(target=self._run, name="firstlight-client", daemon=True)
+        self._thread.start()
+
+    # -- connection -------------------------------------------------------------------------------------------------
+
+    def _connect(self, timeout: float) -> socket.socket:
+        deadline = time.monotonic() + timeout
+        sock = connect_tcp(self._address, timeout)
+        try:
+            welcome = self._greet(sock, deadline)
+            self.path = "tcp"
+            if self._shared_memory and welcome.local_path and welcome.boot_id == boot_id():
+                local = connect_local(welcome.local_path)
+                if local is not None:
+                    sock.close()
+                    sock = local
+                    self._greet(sock, deadline)
+                    self.path = "shared memory"
+        except BaseException:
+            sock.close()
+            raise
+        sock.setblocking(False)
+        return sock
+
+    def _greet(self, sock: socket.socket, deadline: float) -> Welcome:
+        session = self._session
+        session.greet()
+        try:
+            while session.outbox:
+                sock.sendall(session.outbox.popleft())
+            while session.welcome is None:
+                sock.settimeout(max(deadline - time.monotonic(), 0.001))
+                n = sock.recv_into(session.reader.buffer())
+                if n == 0:
+                    raise ConnectionLostError(f"the service at {self._address} closed the connection")
+                for message, payload in session.reader.received(n):
+                    session.dispatch(message, payload)
+                if session.refused is not None:
+                    raise session.refused
+        except OSError as error:
+            if isinstance(error, FirstlightError):
+                raise
+            text = f"the service at {self._address} did not answer: {error.strerror or error}"
+            raise ConnectionLostError(text, host=self._address.host, port=self._address.port) from error
+        except RemoteProtocolError as error:
+            text = f"what answers at {self._address} is not a firstlight service: {error}"
+            raise ConnectionLostError(text, host=self._address.host, port=self._address.port) from error
+        session.outbox_bytes = 0
+        return session.welcome
+
+    @property
+    def service(self) -> Welcome:
+        """What the service said of itself."""
+        assert self._session.welcome is not None
+        return self._session.welcome
+
+    def _run(self) -> None:
+        with self._lock:
+            self._session.resume()
+        self._flush()
+        while not self._closing:
+            try:
+                self._serve()
+                return
+            except (OSError, RemoteProtocolError) as error:
+                reason = error
+            if not self._closing:
+                self._reconnect(reason)
+
+    def _serve(self) -> None:
+        """Move bytes until the connection is lost or the client closed."""
+        poll = select.poll()
+        poll.register(self._wake_receive, select.POLLIN)
+        poll.register(self._sock, select.POLLIN)
+        writing = False
+        while not self._closing:
+            if self._want_write != writing:
+                writing = self._want_write
+                poll.modify(self._sock, select.POLLIN | (select.POLLOUT if writing else 0))
+            ready = dict(poll.poll(self._sleep_ms()))
+            self._awake_until = float("inf")
+            if self._wake_receive in ready:
+                os.read(self._wake_receive, 4096)
+            state = ready.get(self._sock.fileno(), 0)
+            if state & ~select.POLLOUT:
+                self._receive()
+            with self._lock:
+                self._session.tick(time.monotonic())
+            self._flush(may_wait=bool(state & select.POLLOUT))
+
+    def _sleep_ms(self) -> float:
+        with self._lock:
+            deadline = self._session.deadline()
+            # Leases go back with whatever is sent next, or soon.
+            pause = 0.1 if deadline is None else max(deadline - time.monotonic(), 0.0)
+            self._awake_until = time.monotonic() + pause
+        return pause * 1000
+
+    def _receive(self) -> None:
+        session = self._session
+        for _ in range(_READS_A_TURN):
+            buffer = session.reader.buffer()
+            try:
+                n = self._receive_some(buffer)
+            except BlockingIOError:
+                return
+            if n == 0:
+                raise ConnectionResetError("the service closed the connection")
+            with self._lock:
+                fresh = False
+                for message, payload in session.reader.received(n):
+                    fresh |= session.dispatch(message, payload)
+                if fresh:
+                    self._news.notify_all()
+            if session.refused is not None:
+                raise ConnectionResetError(str(session.refused))
+            if n < len(buffer):
+                return
+
+    def _receive_some(self, buffer: memoryview) -> int:
+        if self.path == "tcp":
+            return self._sock.recv_into(buffer)
+        n, ancillary, _, _ = self._sock.recvmsg_into([buffer], ANCILLARY)
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                self._session.fds.extend(np.frombuffer(data[: len(data) // 4 * 4], np.int32).tolist())
+        return n
+
+    def _flush(self, *, may_wait: bool = False) -> None:
+        """Send what is queued, as far as the socket takes it; the client's thread does the rest."""
+        if self._want_write and not may_wait:
+            return
+        session = self._session
+        with self._send_lock:
+            try:
+                while session.outbox:
+                    pieces = [session.outbox[i] for i in range(min(len(session.outbox), _PIECES_A_SEND))]
+                    self._sent(self._sock.sendmsg(pieces))
+            except BlockingIOError:
+                if not self._want_write:
+                    self._want_write = True
+                    self._wake()
+                return
+            except (OSError, IndexError):
+                return  # the client's thread finds out why
+            self._want_write = False
+
+    def _sent(self, n: int) -> None:
+        session = self._session
+        with self._lock:
+            session.outbox_bytes -= n
+            while n and session.outbox:
+                piece = session.outbox.popleft()
+                if n < len(piece):
+                    session.outbox.appendleft(memoryview(piece)[n:])
+                    return
+                n -= len(piece)
+
+    def _wake(self) -> None:
+        try:
+            os.write(self._wake_send, b"x")
+        except OSError:
+            pass  # full: it is awake anyway; closed: nobody sleeps there
+
+    def _reconnect(self, reason: Exception) -> None:
+        logger.warning("lost the connection to %s (%s); trying again for %.0f s", self._address, reason, self._reconnect_timeout)
+        with self._lock:
+            self._session.disconnected()
+            self._want_write = False
+        self._sock.close()
+        deadline = time.monotonic() + self._reconnect_timeout
+        pause = 0.05
+        while not self._closing:
+            try:
+                with self._send_lock:
+                    self._session.refused = None
+                    self._sock = self._connect(self._connect_timeout)
+                break
+            except FirstlightError as error:
+                if time.monotonic() > deadline:
+                    self._give_up(ConnectionLostError(f"{error} (tried for {self._reconnect_timeout:.0f} s)"))
+                    return
+            time.sleep(pause)
+            pause = min(pause * 1.6, 1.0)
+        else:
+            return
+        logger.info("connected to %s again", self._address)
+        with self._lock:
+            self._session.resume()
+        self._flush()
+
+    def _give_up(self, error: FirstlightError) -> None:
+        logger.error("%s", error)
+        with self._lock:
+            self._lost = error
+            self._closing = True
+            self._news.notify_all()
+
+    # -- waiting ----------------------------------------------------------------------------------------------------
+
+    def _wait(self, ready: Callable[[], Any], timeout: float | None) -> bool:
+        """Wait (with the lock held) until `ready`; False if it took too long."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not ready():
+            if self._lost is not None:
+                raise self._lost
+            if self._closing:
+                raise ConnectionLostError("this client is closed")
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return False
+            # Send first: what we wait for may be the answer to something that is still queued.
+            self._news.wait(left)
+        return True
+
+    def _ask(self, question: Any, kind: Any, timeout: float = 30.0) -> Any:
+        with self._lock:
+            waiting = self._session.ask(question)
+        self._flush()
+        with self._lock:
+            if not self._wait(lambda: waiting.done, timeout):
+                self._session.questions.pop(waiting.ask.number, None)
+                raise StreamTimeoutError(f"the service at {self._address} did not answer within {timeout:.0f} s")
+        return waiting.result(kind)
+
+    def _nudge(self) -> None:
+        """There is a deadline that the client's thread may not know of."""
+        deadline = self._session.deadline()
+        if deadline is not None and deadline < self._awake_until:
+            self._awake_until = deadline
+            self._wake()
+
+    # -- producing and consuming ------------------------------------------------------------------------------------
+
+    def produce(
+        self,
+        source: str,
+        *,
+        beamtime: str = DEFAULT_BEAMTIME,
+        stream: str,
+        header: Mapping[str, Any] | None = None,
+        ack: Literal["memory", "written", "synced"] = "memory",
+        policy: Policy | None = None,
+        linger: float = 0.002,
+        timeout: float = 30.0,
+        finish: bool = True,
+    ) -> Producer:
+        """Send messages into a stream; it is made if there is none.
+
+        Parameters
+        ----------
+        header
+            Metadata of the stream.
+        ack
+            When a message counts as stored.
+        policy
+            A wish for a source that has none yet; the service's configuration has the last word.
+        linger
+            Seconds that small messages wait for others to travel with; 0 sends each at once.
+        timeout
+            Seconds to wait for room, or for the service to come back, before `StreamTimeoutError`.
+        finish
+            Leaving the ``with`` block finishes the stream; False leaves it open for others.
+        """
+        stream_id = StreamId(beamtime, source, stream)
+        if header is not None:
+            self.set_meta(source, header, beamtime=beamtime, stream=stream)
+        with self._lock:
+            core = ProducerCore(self._session.new_number(), stream_id, self._session, ack=ack,
+                                policy=policy_wish(policy), linger_s=linger)  # fmt: skip
+            self._session.add(core)
+        self._flush()
+        producer = Producer(self, core, timeout=timeout, finish=finish)
+        producer._wait_open()
+        return producer
+
+    def consume(
+        self,
+        source: str,
+        *,
+        beamtime: str = DEFAULT_BEAMTIME,
+        stream: str,
+        group: str | None = None,
+        order: Literal["id", "arrival"] = "id",
+        start: str | int = "earliest",
+        query: str | None = None,
+        datasets: bool = False,
+        min_parts: int = 0,
+        ack: Literal["auto", "manual", "none"] = "auto",
+        redeliver_after: float | None = 60.0,
+        max_attempts: int = 0,
+        prefetch: int | None = None,
+        timeout: float | None = 5.0,
+        on_loss: Literal["count", "raise"] = "count",
+    ) -> Consumer:
+        """Read a stream; the loop ends when it is finished.
+
+        Parameters
+        ----------
+        group
+            Share the messages with everybody else in this group; each goes to one member and is delivered again if it is not
+            acknowledged. None: get all of them, nothing to acknowledge.
+        order
+            ``id``: the smallest that is there; ``arrival``: as the service got them.
+        start
+            Without a group: ``earliest``, ``latest`` or the id behind which to begin.
+        query
+            Only messages whose metadata match, for example ``meta.hits > 10``.
+        datasets
+            Get `Dataset` objects: the parts of one id together, when all of them are there, or at least `min_parts`.
+        ack
+            ``auto``: the next turn of the loop acknowledges. ``manual``: call ``message.ack()`` or ``.nack()``.
+            ``none``: what is delivered is done.
+        redeliver_after
+            Seconds after which a message that was not acknowledged goes to somebody else; None: when its consumer is gone.
+        max_attempts
+            After so many deliveries a message is parked; 0: never.
+        prefetch
+            Messages on their way to this consumer at most; None adapts to their size. Small for slow analysis in a group.
+        timeout
+            Seconds without any message after which the loop raises `StreamTimeoutError`, or `StreamNotFoundError` if there is no
+            such stream by then. None waits for ever.
+        on_loss
+            What to do about messages that were evicted before they could be delivered: count them in ``lost``, or raise
+            `MessageEvictedError`.
+        """
+        stream_id = StreamId(beamtime, source, stream)
+        request = consumer_request(
+            self._session.new_number(), stream_id, group=group, order=order, start=start, query=query,
+            min_parts=min_parts, ack=ack, redeliver_after=redeliver_after, max_attempts=max_attempts,
+        )  # fmt: skip
+        how = reading(datasets=datasets, ack=ack, group=group, prefetch=prefetch, on_loss=on_loss)
+        return self._open_consumer(ConsumerCore(request.channel, stream_id, self._session, request, how), timeout)
+
+    def monitor(
+        self, source: str, *, beamtime: str = DEFAULT_BEAMTIME, stream: str, timeout: float | None = 5.0
+    ) -> Consumer:
+        """Look at the newest message, again and again; what came in between is skipped."""
+        stream_id = StreamId(beamtime, source, stream)
+        request = consumer_request(
+            self._session.new_number(), stream_id, group=None, order="latest", start="earliest", query=None,
+            min_parts=0, ack="none", redeliver_after=None, max_attempts=0,
+        )  # fmt: skip
+        how = reading(datasets=False, ack="none", group=None, prefetch=1, on_loss="count")
+        return self._open_consumer(ConsumerCore(request.channel, stream_id, self._session, request, how), timeout)
+
+    def _open_consumer(self, core: ConsumerCore, timeout: float | None) -> Consumer:
+        with self._lock:
+            self._session.add(core)
+        self._flush()
+        return Consumer(self, core, timeout=timeout)
+
+    def get(
+        self,
+        source: str,
+        id: int,
+        *,
+        beamtime: str = DEFAULT_BEAMTIME,
+        stream: str,
+        timeout: float = 5.0,
+    ) -> Message:
+        """The message with this id.
+
+        Raises
+        ------
+        StreamNotFoundError, MessageNotFoundError, MessageEvictedError
+        """
+        messages = self.get_many(source, [id], beamtime=beamtime, stream=stream, timeout=timeout)
+        for message in messages:
+            found: Message = message
+            return found
+        info = self.info(source, beamtime=beamtime, stream=stream)
+        raise MessageNotFoundError(
+            f"there is no message {id} in {beamtime}/{source}/{stream}; its last id is {info.last_id}", id=id, last_id=info.last_id
+        )
+
+    def get_many(
+        self,
+        source: str,
+        ids: Iterable[int],
+        *,
+        beamtime: str = DEFAULT_BEAMTIME,
+        stream: str,
+        datasets: bool = False,
+        min_parts: int = 0,
+        timeout: float = 5.0,
+    ) -> Iterator[Any]:
+        """The messages with these ids that are there, in order of ids; `MessageEvictedError` if bytes are gone."""
+        self.info(source, beamtime=beamtime, stream=stream)
+        stream_id = StreamId(beamtime, source, stream)
+        request = consumer_request(
+            self._session.new_number(), stream_id, group=None, order="id", start="earliest", query=None,
+            min_parts=min_parts, ack="none", redeliver_after=None, max_attempts=0, ids=intervals(ids),
+        )  # fmt: skip
+        how = reading(datasets=datasets, ack="none", group=None, prefetch=None, on_loss="raise")
+        with self._open_consumer(ConsumerCore(request.channel, stream_id, self._session, request, how), timeout) as found:
+            yield from found
+
+    def last(self, source: str, *, beamtime: str = DEFAULT_BEAMTIME, stream: str, timeout: float = 5.0) -> Message:
+        """The message with the largest id.
+
+        Raises
+        ------
+        StreamNotFoundError, MessageNotFoundError
+        """
+        info = self.info(source, beamtime=beamtime, stream=stream)
+        if not info.last_id:
+            raise MessageNotFoundError(f"there is no message in {beamtime}/{source}/{stream} yet", id=0)
+        return self.get(source, info.last_id, beamtime=beamtime, stream=stream, timeout=timeout)
+
+    # -- questions --------------------------------------------------------------------------------------------------
+
+    def find(
+        self, source: str, query: str, *, beamtime: str = DEFAULT_BEAMTIME, stream: str, limit: int | None = None
+    ) -> list[int]:
+        """The ids of the messages whose metadata match, in the order that the query asks for.
+
+        Raises
+        ------
+        QueryError
+            With the position of the mistake.
+        """
+        found: list[int] = self._ask(FindIds(beamtime, source, stream, query, limit), list[int], timeout=120.0)
+        return found
+
+    def beamtimes(self) -> list[str]:
+        """Names of beamtimes."""
+        found: list[str] = self._ask(ListBeamtimes(), list[str])
+        return found
+
+    def sources(self, *, beamtime: str = DEFAULT_BEAMTIME) -> list[str]:
+        """Names of sources."""
+        found: list[str] = self._ask(ListSources(beamtime), list[str])
+        return found
+
+    def streams(
+        self,
+        source: str = "",
+        *,
+        beamtime: str = "",
+        state: Literal["all", "finished", "unfinished"] = "all",
+        from_stream: str = "",
+    ) -> list[StreamInfo]:
+        """Streams, oldest first; all beamtimes and sources unless named."""
+        question = ListStreams(beamtime, source, "", state, from_stream)
+        found: list[StreamInfo] = self._ask(question, list[StreamInfo])
+        return found
+
+    def info(self, source: str, *, beamtime: str = DEFAULT_BEAMTIME, stream: str) -> StreamInfo:
+        """What the service knows of one stream; `StreamNotFoundError` if there is none."""
+        found: list[StreamInfo] = self._ask(ListStreams(beamtime, source, stream), list[StreamInfo])
+        return found[0]
+
+    def meta(self, source: str, *, beamtime: str = DEFAULT_BEAMTIME, stream: str = "") -> dict[str, Any] | None:
+        """Metadata of a stream, or of the beamtime and source when no stream is named; None if there are none."""
+        return read_meta(self._ask(GetMeta(beamtime, source, stream), bytes | None))
+
+    def set_meta(
+        self,
+        source: str,
+        value: Mapping[str, Any],
+        *,
+        beamtime: str = DEFAULT_BEAMTIME,
+        stream: str = "",
+        mode: Literal["insert", "replace", "update"] = "replace",
+        upsert: bool = True,
+    ) -> None:
+        """Set metadata of a stream, or of beamtime and source; ``update`` merges dictionaries, deeply."""
+        self._ask(meta_question(beamtime, source, stream, value, mode, upsert), None)
+
+    def delete(self, source: str, *, beamtime: str = DEFAULT_BEAMTIME, stream: str) -> bool:
+        """Delete a stream with everything in it; False if there is none."""
+        return bool(self._ask(DeleteStream(beamtime, source, stream), bool))
+
+    def keep(self, source: str, ids: Iterable[int], *, beamtime: str = DEFAULT_BEAMTIME, stream: str) -> int:
+        """Ask for messages of a source with the policy ``keep`` to be kept; returns how many of them are, or will be, on disk."""
+        return int(self._ask(KeepMessages(beamtime, source, stream, intervals(ids)), int))
+
+    def groups(self, source: str, *, beamtime: str = DEFAULT_BEAMTIME, stream: str) -> list[GroupInfo]:
+        """The consumer groups of a stream."""
+        found: list[GroupInfo] = self._ask(ListGroups(beamtime, source, stream), list[GroupInfo])
+        return found
+
+    def unacknowledged(
+        self, source: str, group: str, *, beamtime: str = DEFAULT_BEAMTIME, stream: str, first: int = 0, last: int = 0
+    ) -> list[int]:
+        """Ids that a group has not acknowledged, in ``first .. last`` (0: no limit)."""
+        question = Unacknowledged(beamtime, source, stream, group, first, last)
+        found: list[tuple[int, int]] = self._ask(question, list[tuple[int, int]])
+        return [number for a, b in found for number in range(a, b + 1)]
+
+    def set_cursor(
+        self, source: str, group: str, last_id: int, *, beamtime: str = DEFAULT_BEAMTIME, stream: str
+    ) -> None:
+        """Let a group go on behind this id: what comes before is passed, what comes behind is delivered (again)."""
+        self._ask(SetCursor(beamtime, source, stream, group, last_id), None)
+
+    def reset(self, source: str, group: str, *, beamtime: str = DEFAULT_BEAMTIME, stream: str) -> None:
+        """Let a group begin again."""
+        self.set_cursor(source, group, 0, beamtime=beamtime, stream=stream)
+
+    def status(self) -> dict[str, Any]:
+        """The state of the service."""
+        found: dict[str, Any] = self._ask(GetStatus(), dict[str, Any])
+        return found
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close the connection; producers and consumers that are still open end without finishing their streams."""
+        if self._closing and not self._thread.is_alive():
+            return
+        with self._lock:
+            for channel in list(self._session.channels.values()):
+                if isinstance(channel, ConsumerCore):
+                    channel.say_settled()
+        self._flush()
+        with self._lock:
+            self._closing = True
+            self._news.notify_all()
+        self._wake()
+        self._thread.join()
+        self._sock.close()
+        for fd in (self._wake_receive, self._wake_send):
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class Producer:
+    """Sends messages into one stream. Made by `Client.produce`.
+
+    Leaving its ``with`` block sends what is left, waits until it is stored, and finishes the stream; an exception in the block
+    aborts the stream instead, so that half a scan does not look like a whole one.
+    """
+
+    def __init__(self, client: Client, core: ProducerCore, *, timeout: float, finish: bool) -> None:
+        self._client = client
+        self._core = core
+        self._timeout = timeout
+        self._finish = finish
+        self._closed = False
+        self._loan: tuple[int, Loan, memoryview] | None = None
+
+    @property
+    def stream(self) -> StreamId:
+        return self._core.stream
+
+    @property
+    def n_sent(self) -> int:
+        """Messages handed over."""
+        return self._core.n_sent
+
+    @property
+    def n_acknowledged(self) -> int:
+        """Messages that are as safe as was asked for."""
+        return self._core.n_stored
+
+    @property
+    def n_duplicates(self) -> int:
+        """Messages that the service had before, identical."""
+        return self._core.n_duplicates
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of blobs handed over."""
+        return self._core.n_bytes
+
+    def send(
+        self,
+        data: Any,
+        *,
+        id: int | None = None,
+        meta: Mapping[str, Any] | None = None,
+        spec: ArraySpec | None = None,
+        part: int = 0,
+        parts: int = 1,
+        timestamp_ns: int | None = None,
+        copy: bool = True,
+    ) -> None:
+        """Send one message.
+
+        Parameters
+        ----------
+        data
+            An array, or bytes. An array of `loan` is sent without a copy.
+        id
+            1, 2, 3, ...; None lets the service count.
+        meta
+            JSON object.
+        spec
+            What array the bytes are, when they come compressed from a detector.
+        part, parts
+            Part 1 .. n of a dataset of n parts with the same id.
+        timestamp_ns
+            When the data were taken, ns UTC; now by default.
+        copy
+            False promises that `data` will not change until `flush`, and saves a copy of large messages.
+
+        Raises
+        ------
+        StreamTimeoutError
+            If there is no room for it within the timeout.
+        FirstlightError
+            If the service refused this or an earlier message.
+        """
+        if self._loan is not None and isinstance(data, np.ndarray) and _address(data) == self._loan[0]:
+            self._send_loan(data, id, meta, part, parts, timestamp_ns)
+            return
+        in_place = self._client.path == "shared memory" and _size(data) > _IN_PLACE_BYTES
+        message = outgoing(data, id=id, meta=meta, spec=spec, part=part, parts=parts, timestamp_ns=timestamp_ns,
+                           copy=copy and not in_place)  # fmt: skip
+        client = self._client
+        with client._lock:
+            self._check()
+            if not client._wait(lambda: not self._core.blocked or self._bad, self._timeout):
+                raise self._no_room()
+            self._check()
+            before = self._core.deadline
+            self._core.add(message.id, message.timestamp_ns, message.part, message.parts, message.meta, message.blob)
+            if in_place and copy and self._core.blocked:
+                self._core.own_unsent()
+            opened = self._core.deadline is not None and before is None
+        client._flush()
+        if opened:
+            client._nudge()
+
+    def _send_loan(
+        self, data: NDArray[Any], id: int | None, meta: Mapping[str, Any] | None, part: int, parts: int, timestamp_ns: int | None
+    ) -> None:
+        assert self._loan is not None
+        _, loan, _ = self._loan
+        self._loan = None
+        message = outgoing(np.empty(0, data.dtype), id=id, meta=meta, spec=ArraySpec.of(data), part=part, parts=parts,
+                           timestamp_ns=timestamp_ns, copy=False)  # fmt: skip
+        with self._client._lock:
+            self._check()
+            self._core.send_loan(loan, message.id, message.timestamp_ns, message.part, message.parts, message.meta)
+        self._client._flush()
+
+    def loan(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """An array to fill and `send`: in shared memory, so that nothing is copied, where the service is on this machine.
+
+        It is valid until it, or anything else, is sent. Elsewhere it is an ordinary array, and the code stays the same.
+        """
+        spec = ArraySpec(np.dtype(dtype), tuple(shape))
+        client = self._client
+        self._loan = None
+        if client.path != "shared memory" or spec.nbytes <= _IN_PLACE_BYTES:
+            return np.empty(shape, dtype)
+        with client._lock:
+            self._check()
+            self._core.close_batch()
+            loan = self._core.lend(spec.nbytes)
+        client._flush()
+        if loan is None:
+            with client._lock:
+                if not client._wait(lambda: self._core.has_room(0) or self._bad, self._timeout):
+                    raise self._no_room()
+                loan = self._core.lend(spec.nbytes)
+            if loan is None:
+                return np.empty(shape, dtype)
+        memory = self._core.loan_memory(loan)
+        array = np.frombuffer(memory, np.dtype(dtype)).reshape(shape)
+        self._loan = (_address(array), loan, memory)
+        return array
+
+    @property
+    def _bad(self) -> bool:
+        return self._core.failed is not None or bool(self._core.errors)
+
+    def _check(self) -> None:
+        if self._closed:
+            raise StreamError(f"this producer of {self.stream} is closed")
+        if self._core.failed is not None:
+            raise self._core.failed
+        if self._core.errors:
+            raise self._core.errors.popleft()
+
+    def _no_room(self) -> StreamTimeoutError:
+        return StreamTimeoutError(
+            f"no room for a message of {self.stream} within {self._timeout:.0f} s: the service is away, its memory is full of messages "
+            "that are not on disk or not read yet, or the disk is full; `firstlight status` tells",
+            stream=str(self.stream),
+        )
+
+    def _wait_open(self) -> None:
+        with self._client._lock:
+            if not self._client._wait(lambda: self._core.opened or self._bad, self._timeout):
+                raise StreamTimeoutError(f"the service did not open {self.stream} within {self._timeout:.0f} s")
+            self._check()
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Send what is left and wait until everything is stored.
+
+        Raises
+        ------
+        StreamTimeoutError
+            If that takes too long; what is not stored is still kept and sent.
+        FirstlightError
+            If the service refused something.
+        """
+        client = self._client
+        with client._lock:
+            self._check()
+            self._core.close_batch()
+        client._flush()
+        with client._lock:
+            if not client._wait(lambda: self._core.settled or self._bad, self._timeout if timeout is None else timeout):
+                left = self._core.n_sent - self._core.n_stored
+                raise StreamTimeoutError(f"{left} messages of {self.stream} are not stored yet", n_messages=left)
+            self._check()
+
+    def finish(self, next_stream: str | None = None) -> None:
+        """Flush, then finish the stream; `next_stream` tells readers where it goes on."""
+        self.flush()
+        self._end(next_stream, None)
+
+    def abort(self, reason: str) -> None:
+        """Give the stream up: readers get what was sent before, then `StreamAbortedError` with the reason."""
+        try:
+            self.flush()
+        except FirstlightError as error:
+            logger.warning("aborting %s: %s", self.stream, error)
+        self._end(None, reason or "no reason given")
+
+    def _end(self, next_stream: str | None, aborted: str | None) -> None:
+        client = self._client
+        with client._lock:
+            self._core.end(next_stream, aborted)
+        client._flush()
+        with client._lock:
+            if not client._wait(lambda: self._core.ended or self._core.failed is not None, self._timeout):
+                raise StreamTimeoutError(f"the service did not confirm the end of {self.stream} within {self._timeout:.0f} s")
+            self._check()
+        self.close()
+
+    def close(self) -> None:
+        """Give the producer up; the stream stays open. What was not flushed may be lost."""
+        if self._closed:
+            return
+        self._closed = True
+        with self._client._lock:
+            self._client._session.remove(self._core)
+        self._client._flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._closed:
+            return
+        if error is not None:
+            self.abort(f"{type(error).__name__}: {error}"[:500])
+        elif self._finish:
+            self.finish()
+        else:
+            self.flush()
+            self.close()
+
+
+class Consumer:
+    """Reads one stream: an iterator of messages. Made by `Client.consume`.
+
+    Attributes
+    ----------
+    lost
+        Messages that existed and could not be delivered any more.
+    next_stream
+        After the end: where the stream goes on, as its producer said.
+    """
+
+    def __init__(self, client: Client, core: ConsumerCore, *, timeout: float | None) -> None:
+        self._client = client
+        self._core = core
+        self._timeout = timeout
+        self._closed = False
+
+    @property
+    def stream(self) -> StreamId:
+        return self._core.stream
+
+    @property
+    def lost(self) -> int:
+        return self._core.lost
+
+    @property
+    def n_received(self) -> int:
+        """Messages handed out."""
+        return self._core.n_received
+
+    @property
+    def next_stream(self) -> str | None:
+        return self._core.end.next_stream if self._core.end is not None else None
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        if self._closed:
+            raise StopIteration
+        client, core = self._client, self._core
+        with client._lock:
+            message = core.take()
+        if message is None:
+            message = self.receive(self._timeout)
+        elif client._session.outbox:
+            client._flush()
+        elif core.deadline is not None and core.deadline < client._awake_until:
+            client._nudge()
+        if message is None:
+            self._finish()
+            raise StopIteration
+        return message
+
+    def receive(self, timeout: float | None) -> Any:
+        """The next message; None at the end of the stream.
+
+        Raises
+        ------
+        StreamTimeoutError
+            If nothing comes in time.
+        StreamNotFoundError
+            If there is no such stream by then.
+        """
+        client, core = self._client, self._core
+        with client._lock:
+            message = core.take()
+            if message is not None or core.finished:
+                return message
+            core.say_settled()
+        client._flush()
+        started = time.monotonic()
+        while True:
+            with client._lock:
+                if not client._wait(lambda: core.news, _left(timeout, started, core)):
+                    raise self._too_late(timeout)
+                message = core.take()
+                if message is not None or core.finished:
+                    return message
+
+    def _too_late(self, timeout: float | None) -> FirstlightError:
+        core = self._core
+        if not core.exists:
+            known = self._client.sources(beamtime=self.stream.beamtime)
+            return StreamNotFoundError(
+                f"there is no stream {self.stream}, and none came within {timeout:.1f} s; sources in this beamtime: "
+                f"{', '.join(known[:10]) or 'none'}",
+                stream=str(self.stream), similar=[],
+            )  # fmt: skip
+        return StreamTimeoutError(
+            f"nothing came from {self.stream} for {timeout:.1f} s (last id {core.last_id}); it is not finished", stream=str(self.stream)
+        )
+
+    def _finish(self) -> None:
+        """The end of the stream: confirm what was read."""
+        with self._client._lock:
+            self._core.finish_turn()
+            self._core.say_settled()
+        self._client._flush()
+        self.flush()
+        self.close()
+
+    def flush(self, timeout: float = 10.0) -> None:
+        """Wait until the service has made sure that nothing acknowledged comes again, even if it is killed."""
+        client = self._client
+        with client._lock:
+            self._core.say_settled()
+        client._flush()
+        with client._lock:
+            if not client._wait(lambda: self._core.settled or self._core.failed is not None, timeout):
+                raise StreamTimeoutError(f"the service did not confirm acknowledgements for {self.stream} within {timeout:.0f} s")
+
+    def close(self) -> None:
+        """Stop reading; what was handed out and not acknowledged goes to somebody else."""
+        if self._closed:
+            return
+        self._closed = True
+        with self._client._lock:
+            self._client._session.remove(self._core)
+        self._client._flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not self._closed:  # from wherever garbage is collected: the client's thread closes the channel
+            self._client._session.abandoned.append(self._core)
+
+
+def _left(timeout: float | None, started: float, core: ConsumerCore) -> float | None:
+    return None if timeout is None else max(started, core.heard_at) + timeout - time.monotonic()
+
+
+def _size(data: Any) -> int:
+    return data.nbytes if isinstance(data, np.ndarray | memoryview) else len(data)
+
+
+def _address(array: NDArray[Any]) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+def _program() -> str:
+    import sys
+
+    return os.path.basename(sys.argv[0] or "python")

@@ -1,0 +1,344 @@
+"""The consumer's side of a channel, without input or output: deliveries become messages, turns become acknowledgements and credit."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from firstlight.errors import DataError, FirstlightError, MessageEvictedError, StreamAbortedError
+from firstlight.model import Batch, Dataset, Message, Ranges, StreamId
+from firstlight.wire import (
+    ChannelFailed,
+    CloseChannel,
+    Credit,
+    Deliver,
+    EndOfStream,
+    FromService,
+    Item,
+    Missing,
+    OpenConsumer,
+    Opened,
+    Settle,
+    Settled,
+)
+
+if TYPE_CHECKING:
+    from firstlight.client._producing import Outlet
+
+__all__ = ["ConsumerCore", "Reading"]
+
+_FIRST_CREDIT = 16
+_MAX_CREDIT = 8192
+#: What may be on its way to a consumer that did not say how much it wants.
+_PREFETCH_BYTES = 32 << 20
+_MAX_UNSAID = 256
+_SETTLE_WITHIN_S = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How a consumer reads.
+
+    Parameters
+    ----------
+    datasets
+        Hand out `Dataset` instead of `Message`.
+    ack
+        ``auto``: the next turn of the loop acknowledges; ``manual``: the user does; ``none``.
+    prefetch
+        Messages on their way at most; None adapts to their size.
+    raise_on_loss
+        Raise `MessageEvictedError` when messages were lost, instead of counting them.
+    """
+
+    datasets: bool = False
+    ack: str = "none"
+    prefetch: int | None = None
+    raise_on_loss: bool = False
+
+
+class _Block:
+    """Messages of one batch, not looked at yet."""
+
+    __slots__ = ("attempt", "batch", "n", "parts_here", "received_ns", "row")
+
+    def __init__(self, batch: Batch, item: Item, received_ns: int) -> None:
+        self.batch = batch
+        self.row = item.row
+        self.n = item.n
+        self.attempt = item.attempt
+        self.parts_here = item.parts_here
+        self.received_ns = received_ns
+
+
+class ConsumerCore:
+    """One consumer of one stream."""
+
+    def __init__(self, channel: int, stream: StreamId, outlet: Outlet, request: OpenConsumer, reading: Reading) -> None:
+        self.channel = channel
+        self.stream = stream
+        self.reading = reading
+        self._outlet = outlet
+        self._request = request
+        self._blocks: deque[_Block] = deque()
+        self._current: Iterator[Message] = iter(())
+        self._previous: int | None = None
+        #: Parts of the dataset that is arriving, and of the one that is handed out, that are still missing.
+        self._parts_to_come = 0
+        self._parts_to_hand_out = 0
+        self._window = reading.prefetch or _FIRST_CREDIT
+        self._owed = 0
+        self._waiting = 0
+        self._acked: list[list[int]] = []
+        self._n_unsaid = 0
+        self._nacked: list[tuple[int, int, float]] = []
+        self._settle_number = 0
+        self._parts_here = 0
+        self._unsettled: OrderedDict[int, Settle] = OrderedDict()
+        self._holding = Ranges()
+        #: When acknowledgements that wait have to be sent; None if there are none.
+        self.deadline: float | None = None
+        self.exists = False
+        self.failed: FirstlightError | None = None
+        self.end: EndOfStream | None = None
+        self.n_received = 0
+        self.n_bytes = 0
+        self.last_id = 0
+        self.lost = 0
+        self._loss: MessageEvictedError | None = None
+        self.heard_at = time.monotonic()
+
+    # -- connection -------------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Open the channel, for the first time or on a new connection."""
+        request = self._request
+        if self.end is not None:
+            return
+        if request.group is not None:
+            holding = self._holding.copy()
+            for settle in self._unsettled.values():  # said, but the service may not know
+                for first, last in settle.acked:
+                    holding.add(first, last)
+            request = msgspec.structs.replace(request, holding=tuple(holding))
+        elif self.last_id and request.ids is None and request.order != "latest":
+            request = msgspec.structs.replace(request, start=self.last_id)
+        elif request.ids is not None and self.n_received:
+            request = msgspec.structs.replace(request, ids=self._missing_ids(request.ids))
+        self._outlet.send(request)
+        for settle in self._unsettled.values():
+            self._outlet.send(settle)
+        self._owed = 0
+        self._outlet.send(Credit(self.channel, max(self._window - self._waiting, 0)))
+
+    def _missing_ids(self, ids: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+        return tuple((max(first, self.last_id + 1), last) for first, last in ids if last > self.last_id)
+
+    def handle(self, message: FromService, payload: memoryview | None) -> bool:
+        """The service said something on this channel; True if there is something new for the user."""
+        self.heard_at = time.monotonic()
+        match message:
+            case Deliver():
+                self._deliver(message, payload)
+            case Settled():
+                while self._unsettled and next(iter(self._unsettled)) <= message.number:
+                    self._unsettled.popitem(last=False)
+            case Opened():
+                self.exists = message.exists
+                return False
+            case Missing():
+                self._miss(message)
+            case EndOfStream():
+                self.end = message
+            case ChannelFailed():
+                self.failed = message.error.error()
+        return True
+
+    def _deliver(self, message: Deliver, payload: memoryview | None) -> None:
+        now = time.time_ns()
+        for item in message.items:
+            buffer = payload if payload is not None else self._outlet.lease(item)
+            try:
+                batch = Batch.parse(buffer)
+                if item.row + item.n > batch.n_messages:
+                    raise DataError(f"a delivery of {item.n} messages from row {item.row} is outside of its batch")
+            except DataError as error:
+                self.failed = DataError(f"the service delivered a damaged batch of {self.stream}: {error}")
+                return
+            self._blocks.append(_Block(batch, item, now))
+            self._waiting += self._units(item)
+            self.n_bytes += batch.length * item.n // batch.n_messages
+            if self._request.group is not None and self.reading.ack != "none":
+                self._holding.add(item.first_id, item.first_id + item.n - 1)
+            self.last_id = max(self.last_id, item.first_id + item.n - 1)
+
+    def _units(self, item: Item) -> int:
+        """What an item counts: its messages, or 1 with the first part of a dataset."""
+        if item.parts_here <= 1:
+            return item.n
+        if self._parts_to_come == 0:
+            self._parts_to_come = item.parts_here
+        self._parts_to_come -= 1
+        return int(self._parts_to_come == item.parts_here - 1)
+
+    def _miss(self, message: Missing) -> None:
+        n = message.last - message.first + 1
+        self.lost += n
+        self._owed += n
+        if self._loss is None:
+            ids = f"message {message.first}" if n == 1 else f"messages {message.first} to {message.last}"
+            self._loss = MessageEvictedError(
+                f"{ids} of {self.stream} cannot be delivered: {message.reason}", first_id=message.first, last_id=message.last
+            )
+
+    # -- the user's turns -------------------------------------------------------------------------------------------
+
+    def take(self) -> Message | Dataset | None:
+        """The next message, or None if there is none now. Acknowledges the one before, where turns do that.
+
+        Raises
+        ------
+        FirstlightError
+            If the channel failed, or messages were lost and that is to be raised.
+        """
+        if self._previous is not None:
+            self.settle(self._previous, None)
+            self._previous = None
+        message = next(self._current, None)
+        while message is None:
+            if not self.ready:
+                self.check()
+                return None
+            self._current = self._unpack(self._blocks.popleft())
+            message = next(self._current, None)
+        if self.reading.datasets:
+            self._count(message)
+            return self._dataset(message)
+        if self._is_last_part():
+            self._count(message)
+        return message
+
+    def _is_last_part(self) -> bool:
+        """A dataset that is read message by message counts, and is acknowledged, with its last part."""
+        if self._parts_here <= 1:
+            return True
+        self._parts_to_hand_out = (self._parts_to_hand_out or self._parts_here) - 1
+        return self._parts_to_hand_out == 0
+
+    def _unpack(self, block: _Block) -> Iterator[Message]:
+        settle = self.settle if self.reading.ack != "none" else None
+        rows = [block.batch.row(block.row)] if block.n == 1 else block.batch.rows(block.row, block.n)
+        stream, batch, attempt, received = self.stream, block.batch, block.attempt, block.received_ns
+        self._parts_here = block.parts_here
+        return (Message(stream, batch, row, attempt=attempt, received_ns=received, settle=settle) for row in rows)
+
+    def _dataset(self, first: Message) -> Dataset:
+        parts = [first]
+        for _ in range(1, max(self._parts_here, 1)):
+            block = self._blocks.popleft()
+            parts += self._unpack(block)
+        return Dataset(parts)
+
+    def _count(self, message: Message) -> None:
+        self.n_received += 1
+        self._waiting -= 1
+        self._owed += 1
+        if self.reading.ack == "auto":
+            self._previous = message.id
+        if self._owed * 4 >= self._window:
+            self._give_credit()
+
+    def _give_credit(self) -> None:
+        window = self._window
+        if self.reading.prefetch is None and self.n_received:
+            size = max(self.n_bytes // (self.n_received + self._waiting or 1), 1)
+            window = min(max(_PREFETCH_BYTES // size, 2), _MAX_CREDIT, 2 * self._window)
+        credit = self._owed + window - self._window
+        if credit > 0:
+            self._window = window
+            self._owed = 0
+            self._outlet.send(Credit(self.channel, credit))
+
+    def check(self) -> None:
+        """Raise what went wrong, once everything before it was handed out."""
+        if self._loss is not None and self.reading.raise_on_loss:
+            loss, self._loss = self._loss, None
+            raise loss
+        if self.failed is not None:
+            raise self.failed
+        if self.end is not None and self.end.aborted is not None:
+            raise StreamAbortedError(
+                f"the producer gave {self.stream} up: {self.end.aborted}; its {self.n_received} messages before that are valid",
+                reason=self.end.aborted, stream=str(self.stream),
+            )  # fmt: skip
+
+    @property
+    def finished(self) -> bool:
+        """Everything was handed out and nothing more will come."""
+        return self.end is not None and not self._blocks
+
+    @property
+    def ready(self) -> bool:
+        """There is a message, or all of a dataset."""
+        blocks = self._blocks
+        return bool(blocks) and (not self.reading.datasets or len(blocks) >= blocks[0].parts_here)
+
+    @property
+    def news(self) -> bool:
+        """`take` has something to say."""
+        return self.ready or self.end is not None or self.failed is not None or (
+            self._loss is not None and self.reading.raise_on_loss
+        )  # fmt: skip
+
+    # -- acknowledgements -------------------------------------------------------------------------------------------
+
+    def settle(self, message_id: int, nack_delay_s: float | None) -> None:
+        """Acknowledge a message, or give it back after a delay; sent together with others, soon."""
+        self._holding.discard(message_id, message_id)
+        if nack_delay_s is not None:
+            self._nacked.append((message_id, message_id, nack_delay_s))
+        elif self._acked and self._acked[-1][1] + 1 == message_id:
+            self._acked[-1][1] = message_id
+        else:
+            self._acked.append([message_id, message_id])
+        self._n_unsaid += 1
+        if self.deadline is None:
+            self.deadline = time.monotonic() + _SETTLE_WITHIN_S
+        if self._n_unsaid >= min(_MAX_UNSAID, max(self._window // 4, 1)):
+            self.say_settled()
+
+    def say_settled(self) -> None:
+        """Send the acknowledgements that wait."""
+        self.deadline = None
+        if not self._n_unsaid:
+            return
+        self._settle_number += 1
+        acked = tuple((first, last) for first, last in self._acked)
+        settle = Settle(self.channel, self._settle_number, acked, tuple(self._nacked))
+        self._acked, self._nacked, self._n_unsaid = [], [], 0
+        self._unsettled[self._settle_number] = settle
+        self._outlet.send(settle)
+
+    @property
+    def settled(self) -> bool:
+        """The service has confirmed every acknowledgement."""
+        return not self._n_unsaid and not self._unsettled
+
+    def finish_turn(self) -> None:
+        """The loop ended in good order: its last message is done."""
+        if self._previous is not None:
+            self.settle(self._previous, None)
+            self._previous = None
+
+    def close(self) -> None:
+        """Give the channel up; what was not acknowledged goes to somebody else."""
+        self.say_settled()
+        self._blocks.clear()
+        self._current = iter(())
+        if self.failed is None:
+            self._outlet.send(CloseChannel(self.channel))

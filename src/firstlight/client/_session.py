@@ -1,0 +1,272 @@
+"""One client's conversation with a service, without input or output.
+
+Bytes that arrive go in (`reader`, `dispatch`), bytes to be sent come out (`outbox`). It survives connections: `connected` opens every
+channel again on a new one, and whatever was not confirmed is said again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from firstlight.client._consuming import ConsumerCore
+from firstlight.client._producing import Outlet, ProducerCore
+from firstlight.errors import FirstlightError, RemoteProtocolError
+from firstlight.model import Buffer
+from firstlight.wire import (
+    PROTOCOL_VERSION,
+    Answer,
+    Ask,
+    ChannelFailed,
+    Failed,
+    FrameReader,
+    FromClient,
+    FromService,
+    Hello,
+    Item,
+    Mapped,
+    Ping,
+    Pong,
+    Refused,
+    Region,
+    RegionGone,
+    Release,
+    Welcome,
+    decode_from_service,
+    encode,
+    frame,
+)
+
+__all__ = ["Session"]
+
+#: No service takes larger batches.
+_MAX_PAYLOAD = 1 << 40
+
+
+class Question:
+    """An answer that is waited for."""
+
+    __slots__ = ("ask", "done", "error", "value")
+
+    def __init__(self, ask: Ask) -> None:
+        self.ask = ask
+        self.done = False
+        self.value: msgspec.Raw | None = None
+        self.error: FirstlightError | None = None
+
+    def result(self, kind: Any) -> Any:
+        """The answer, read as `kind`, or its error raised."""
+        if self.error is not None:
+            raise self.error
+        assert self.value is not None
+        return msgspec.msgpack.decode(self.value, type=kind)
+
+
+class Session(Outlet):
+    """State of a client between its connections.
+
+    Parameters
+    ----------
+    map_region
+        Maps shared memory from a descriptor (which it closes): ``(fd, size, writable) -> memoryview``.
+    """
+
+    def __init__(self, name: str, token: str, map_region: Callable[[int, int, bool], memoryview]) -> None:
+        self._hello = Hello(PROTOCOL_VERSION, name, token)
+        self._map_region = map_region
+        self.outbox: deque[Buffer] = deque()
+        self.outbox_bytes = 0
+        self.reader = self._new_reader()
+        self.welcome: Welcome | None = None
+        self.refused: FirstlightError | None = None
+        self.channels: dict[int, ProducerCore | ConsumerCore] = {}
+        self.questions: dict[int, Question] = {}
+        self._numbers = itertools.count(1)
+        self._regions: dict[int, memoryview] = {}
+        self._leases: dict[int, weakref.ref[Any]] = {}
+        #: Leases whose last view is gone; filled from wherever that happens, so only ever appended to.
+        self._returned: deque[tuple[int, int]] = deque()
+        self._epoch = 0
+        self.fds: deque[int] = deque()
+        #: Channels whose owner was garbage-collected; closed at the next tick.
+        self.abandoned: deque[ConsumerCore] = deque()
+        self.connected = False
+
+    def _new_reader(self) -> FrameReader[FromService]:
+        return FrameReader(decode_from_service, self._place, max_payload=_MAX_PAYLOAD)
+
+    @staticmethod
+    def _place(message: FromService, size: int) -> memoryview:
+        # Fresh memory for every payload: messages keep it as long as they like.
+        return np.empty(size, np.uint8).data
+
+    # -- connections ------------------------------------------------------------------------------------------------
+
+    def greet(self) -> None:
+        """Begin on a new connection: nothing of the old one counts any more."""
+        self.reader = self._new_reader()
+        self.outbox.clear()
+        self.outbox_bytes = 0
+        self.welcome = None
+        self.connected = False
+        self._regions.clear()
+        self._leases.clear()
+        self._returned.clear()
+        self._epoch += 1
+        self.send(self._hello)
+
+    def resume(self) -> None:
+        """The service has welcomed us: open every channel and ask every open question again."""
+        self.connected = True
+        for channel in self.channels.values():
+            channel.open()
+        for question in self.questions.values():
+            if not question.done:
+                self.send(question.ask)
+
+    def disconnected(self) -> None:
+        """The connection is lost; what is said from now on is said on the next one."""
+        self.connected = False
+        self.outbox.clear()
+        self.outbox_bytes = 0
+
+    # -- Outlet -----------------------------------------------------------------------------------------------------
+
+    def send(self, message: FromClient, payload: Sequence[Buffer] = ()) -> None:
+        """Queue a message; dropped while there is no connection, because channels say it again then."""
+        if not self.connected and not isinstance(message, Hello):
+            return
+        size = sum(map(len, payload))
+        head = frame(encode(message), size)
+        self.outbox.append(head)
+        self.outbox.extend(payload)
+        self.outbox_bytes += len(head) + size
+
+    def memory(self, region: int) -> memoryview:
+        memory = self._regions.get(region)
+        if memory is None:
+            raise RemoteProtocolError(f"the service spoke of shared memory {region} that it never sent")
+        return memory
+
+    def lease(self, item: Item) -> memoryview:
+        """A view of a leased piece of shared memory; the lease goes back when the last view of it is gone."""
+        memory = self.memory(item.region)
+        # The array between the mapping and every view is what is watched: views keep it alive, the mapping does not.
+        base = np.frombuffer(memory[item.offset : item.offset + item.length], np.uint8)
+        number, returned, epoch = item.lease, self._returned, self._epoch
+        self._leases[number] = weakref.ref(base, lambda _: returned.append((epoch, number)))
+        return base.data
+
+    def return_leases(self) -> None:
+        """Tell the service which leases are over."""
+        if not self._returned:
+            return
+        numbers = []
+        while self._returned:
+            epoch, number = self._returned.popleft()
+            if epoch == self._epoch:
+                self._leases.pop(number, None)
+                numbers.append(number)
+        if numbers:
+            self.send(Release(tuple(numbers)))
+
+    # -- what arrives -----------------------------------------------------------------------------------------------
+
+    def dispatch(self, message: FromService, payload: memoryview | None) -> bool:
+        """Hand a message to whom it concerns; True if somebody may be waiting for it."""
+        match message:
+            case Region():
+                self._learn_region(message)
+                return False
+            case RegionGone():
+                self._regions.pop(message.region, None)
+                return False
+            case Welcome():
+                self.welcome = message
+            case Refused():
+                self.refused = message.error.error()
+            case Answer() | Failed():
+                self._answered(message)
+            case Ping():
+                self.send(Pong(message.number))
+            case Pong():
+                pass
+            case _:
+                return self._to_channel(message, payload)
+        return True
+
+    def _to_channel(self, message: Any, payload: memoryview | None) -> bool:
+        channel = self.channels.get(message.channel)
+        if isinstance(channel, ConsumerCore):
+            fresh = channel.handle(message, payload)
+        elif channel is not None:
+            channel.handle(message)
+            fresh = True
+        else:
+            fresh = False
+        if isinstance(message, ChannelFailed):
+            self.channels.pop(message.channel, None)
+        return fresh
+
+    def _learn_region(self, message: Region) -> None:
+        if not self.fds:
+            raise RemoteProtocolError("the service announced shared memory and sent no descriptor")
+        self._regions[message.region] = self._map_region(self.fds.popleft(), message.size, message.writable)
+        if message.writable:
+            self.send(Mapped(message.region))
+
+    def _answered(self, message: Answer | Failed) -> None:
+        question = self.questions.pop(message.number, None)
+        if question is not None:
+            question.done = True
+            if isinstance(message, Answer):
+                question.value = message.value
+            else:
+                question.error = message.error.error()
+
+    # -- new business -----------------------------------------------------------------------------------------------
+
+    def new_number(self) -> int:
+        return next(self._numbers)
+
+    def add(self, channel: ProducerCore | ConsumerCore) -> None:
+        """Open a channel."""
+        self.channels[channel.channel] = channel
+        channel.open()
+
+    def remove(self, channel: ProducerCore | ConsumerCore) -> None:
+        """Close a channel."""
+        if self.channels.pop(channel.channel, None) is not None:
+            channel.close()
+
+    def ask(self, question: Any) -> Question:
+        """Ask; the answer comes into the returned object."""
+        number = self.new_number()
+        waiting = self.questions[number] = Question(Ask(number, question))
+        self.send(waiting.ask)
+        return waiting
+
+    # -- time -------------------------------------------------------------------------------------------------------
+
+    def deadline(self) -> float | None:
+        """When `tick` has something to do; None if there is nothing."""
+        times = [channel.deadline for channel in self.channels.values() if channel.deadline is not None]
+        return min(times, default=None)
+
+    def tick(self, now: float) -> None:
+        """Send what has waited long enough: batches, acknowledgements, leases."""
+        for channel in list(self.channels.values()):
+            if channel.deadline is not None and channel.deadline <= now:
+                if isinstance(channel, ProducerCore):
+                    channel.close_batch()
+                else:
+                    channel.say_settled()
+        while self.abandoned:
+            self.remove(self.abandoned.popleft())
+        self.return_leases()

@@ -1,0 +1,171 @@
+"""What both clients share: arguments become questions and channels, answers become values."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from firstlight.client._consuming import Reading
+from firstlight.errors import ConfigurationError, DataError
+from firstlight.model import DATA_FORMAT, ArraySpec, Buffer, Policy, Ranges, StreamId
+from firstlight.wire import OpenConsumer, SetMeta
+
+__all__ = ["Outgoing", "consumer_request", "intervals", "meta_question", "outgoing", "policy_wish", "read_meta"]
+
+_ACKS = ("auto", "manual", "none")
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and arrays of numpy as JSON."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    raise DataError(f"metadata cannot hold a {type(value).__name__}; use numbers, text, lists and dictionaries")
+
+
+_ENCODER = msgspec.json.Encoder(enc_hook=_plain)
+
+
+def encode_json(value: Mapping[str, Any], what: str) -> bytes:
+    """A JSON object.
+
+    Raises
+    ------
+    DataError
+        If there is something in it that JSON does not have.
+    """
+    if not isinstance(value, Mapping):
+        raise DataError(f"{what} is a dictionary, not a {type(value).__name__}")
+    try:
+        return _ENCODER.encode(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{what} cannot be written as JSON: {error}") from error
+
+
+class Outgoing(msgspec.Struct):
+    """One message, ready for a batch."""
+
+    id: int
+    timestamp_ns: int
+    part: int
+    parts: int
+    meta: bytes
+    blob: Buffer
+
+
+def outgoing(
+    data: Any,
+    *,
+    id: int | None,
+    meta: Mapping[str, Any] | None,
+    spec: ArraySpec | None,
+    part: int,
+    parts: int,
+    timestamp_ns: int | None,
+    copy: bool,
+) -> Outgoing:
+    """Bring a message into form: bytes that stay as they are, and metadata as JSON with the array's description.
+
+    Raises
+    ------
+    DataError, ConfigurationError
+        If the id, the part or the metadata cannot be sent.
+    """
+    if id is not None and not 0 < id < 2**63:
+        raise DataError(f"ids count from 1 to 2^63 - 1; {id} is not one", id=id)
+    if not 0 <= part <= parts <= 65535 or (parts > 1) != (part > 0):
+        raise DataError(f"part {part} of {parts} does not exist; parts of a dataset count from 1", part=part, parts=parts)
+    if parts > 1 and id is None:
+        raise DataError("the parts of a dataset need an id, so that they find each other")
+    if isinstance(data, np.ndarray):
+        if spec is None:
+            spec = ArraySpec.of(data)
+        owned = not data.flags.c_contiguous
+        array = np.ascontiguousarray(data)
+        blob: Buffer = array.reshape(-1).view(np.uint8).data if array.nbytes else b""
+        blob = blob if owned or not copy or not _may_change(array) else bytes(blob)
+    else:
+        view = memoryview(data).cast("B")
+        blob = data if isinstance(data, bytes) else view if view.readonly or not copy else bytes(view)
+    if spec is not None:
+        text = spec.to_json()
+        json = encode_json({**meta, DATA_FORMAT: text} if meta else {DATA_FORMAT: text}, "metadata")
+    else:
+        json = encode_json(meta, "metadata") if meta else b"{}"
+    return Outgoing(id or 0, time.time_ns() if timestamp_ns is None else timestamp_ns, part, parts, json, blob)
+
+
+def _may_change(array: np.ndarray[Any, Any]) -> bool:
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        if base.flags.writeable:
+            return True
+        base = base.base
+    return not isinstance(base, bytes | memoryview) or (isinstance(base, memoryview) and not base.readonly)
+
+
+def consumer_request(
+    channel: int,
+    stream: StreamId,
+    *,
+    group: str | None,
+    order: str,
+    start: str | int,
+    query: str | None,
+    min_parts: int,
+    ack: str,
+    redeliver_after: float | None,
+    max_attempts: int,
+    ids: Iterable[tuple[int, int]] | None = None,
+) -> OpenConsumer:
+    """The message that opens a consumer.
+
+    Raises
+    ------
+    ConfigurationError
+        If the arguments do not go together.
+    """
+    if ack not in _ACKS:
+        raise ConfigurationError(f"messages are acknowledged by ack='auto', 'manual' or 'none', not {ack!r}")
+    if group is not None and start != "earliest":
+        raise ConfigurationError("a group remembers where it is; start= is for consumers without a group (see set_cursor)")
+    return OpenConsumer(
+        channel, stream.beamtime, stream.source, stream.stream, group=group, order=order, start=start,
+        ids=None if ids is None else tuple(ids), query=query, min_parts=min_parts,
+        acknowledge=group is not None and ack != "none",
+        redeliver_after_s=redeliver_after if group is not None else None, max_attempts=max_attempts,
+    )  # fmt: skip
+
+
+def reading(*, datasets: bool, ack: str, group: str | None, prefetch: int | None, on_loss: str) -> Reading:
+    """How a consumer hands messages out."""
+    if on_loss not in ("count", "raise"):
+        raise ConfigurationError(f"lost messages are handled by on_loss='count' or 'raise', not {on_loss!r}")
+    if prefetch is not None and prefetch < 1:
+        raise ConfigurationError(f"prefetch={prefetch} would deliver nothing; it is at least 1")
+    return Reading(datasets, ack if group is not None else "none", prefetch, on_loss == "raise")
+
+
+def intervals(ids: Iterable[int]) -> tuple[tuple[int, int], ...]:
+    """Ids as intervals."""
+    found = Ranges()
+    for number in ids:
+        found.add(number, number)
+    return tuple(found)
+
+
+def policy_wish(policy: Policy | None) -> dict[str, Any] | None:
+    return None if policy is None else policy.to_dict()
+
+
+def meta_question(beamtime: str, source: str, stream: str, value: Mapping[str, Any], mode: str, upsert: bool) -> SetMeta:
+    return SetMeta(beamtime, source, stream, encode_json(value, "metadata"), mode, upsert)
+
+
+def read_meta(json: bytes | None) -> dict[str, Any] | None:
+    return None if json is None else msgspec.json.decode(json, type=dict[str, Any])
