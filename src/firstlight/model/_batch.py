@@ -73,8 +73,16 @@ assert _HEADER.size == HEADER_SIZE and _ROW.size == _ROW_DTYPE.itemsize == ROW_S
 _U64 = struct.Struct("<Q")
 _I64 = struct.Struct("<q")
 _U32 = struct.Struct("<I")
-_META_LIST = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
-_META_ONE = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+class _AnyObject(msgspec.Struct):
+    """Any JSON object: its members are walked over, which costs a third of taking them out."""
+
+
+_META_LIST = msgspec.json.Decoder(list[_AnyObject])
+_META_ONE = msgspec.json.Decoder(_AnyObject)
+#: What can be wrong with JSON; too many brackets within each other are a `RecursionError`.
+_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Row(NamedTuple):
@@ -131,7 +139,8 @@ class BatchHeader(NamedTuple):
 
 
 #: Where the fields lie that are filled in later.
-_STREAM_NO_AT, _STORED_AT, _ARRIVAL_AT, _SEGMENT_AT, _BLOBS_CRC_AT, _HEAD_CRC_AT = 24, 56, 88, 96, 120, 124
+_FLAGS_AT, _STREAM_NO_AT, _STORED_AT, _ARRIVAL_AT = 20, 24, 56, 88
+_SEGMENT_AT, _BLOBS_CRC_AT, _HEAD_CRC_AT = 96, 120, 124
 
 
 def _aligned(n: int, to: int) -> int:
@@ -172,7 +181,9 @@ def batch_head(
     metas_offset = HEADER_SIZE + n * ROW_SIZE
     joined = metas[0] if n == 1 else b",".join(metas)
     if len(joined) > MAX_METAS_BYTES:
-        raise DataError(f"metadata of {len(joined)} bytes is too long; the limit is {MAX_METAS_BYTES}", size=len(joined))
+        raise DataError(
+            f"metadata of {len(joined)} bytes is too long; the limit is {MAX_METAS_BYTES}", size=len(joined)
+        )
     blobs_offset = _aligned(metas_offset + len(joined), 64)
     if blobs_at is not None:
         if blobs_at < blobs_offset:
@@ -281,20 +292,35 @@ class Batch:
             With the row of the first that is not.
         """
         try:
-            if self.header.n_messages == 1:
-                _META_ONE.decode(self.metas)
+            if self._metas_are_objects():
                 return
-            if len(_META_LIST.decode(b"[%b]" % bytes(self.metas))) == self.header.n_messages:
-                return
-        except msgspec.DecodeError:
+        except _NOT_JSON:
             pass
         for number, row in enumerate(self.rows()):
+            meta = bytes(self.meta(row))
             try:
-                _META_ONE.decode(self.meta(row))
-            except msgspec.DecodeError as error:
-                text = bytes(self.meta(row)[:60])
-                raise DataError(f"metadata of message {row.id} is not a JSON object: {error}: {text!r}", row=number) from None
+                str(meta, "utf-8")
+                _META_ONE.decode(meta)
+            except _NOT_JSON as error:
+                text = f"metadata of message {row.id} is not a JSON object: {error}: {meta[:60]!r}"
+                raise DataError(text, row=number) from None
         raise DataError("the metadata of a batch is not one JSON object a message")
+
+    def _metas_are_objects(self) -> bool:
+        metas = bytes(self.metas)
+        str(metas, "utf-8")  # the decoder does not look into the text that it walks over
+        n = self.header.n_messages
+        if n == 1:
+            _META_ONE.decode(metas)
+            return True
+        if len(_META_LIST.decode(b"[%b]" % metas)) != n:
+            return False
+        # A list of n objects, but the commas between messages may be others than those between objects. Only if they
+        # are the same, there is an object a line when they become line ends: any other comma would be missing inside.
+        lines = bytearray(metas)
+        table = self.table()
+        np.frombuffer(lines, np.uint8)[table["meta_offset"][1:].astype(np.int64) - 1] = ord("\n")
+        return len(_META_ONE.decode_lines(lines)) == n
 
     @property
     def length(self) -> int:
@@ -346,11 +372,14 @@ class Batch:
             self.table()["id"] = np.arange(first_id, first_id + n, dtype=np.uint64)
 
     def stamp(self, *, stream_no: int, stored_ns: int, first_arrival: int) -> None:
-        """Fill in what only the service knows (the buffer must be writable)."""
+        """Fill in what only the service knows (the buffer must be writable); flags that a producer set are cleared."""
+        _U32.pack_into(self.buffer, _FLAGS_AT, 0)
         _U64.pack_into(self.buffer, _STREAM_NO_AT, stream_no)
         _I64.pack_into(self.buffer, _STORED_AT, stored_ns)
         _U64.pack_into(self.buffer, _ARRIVAL_AT, first_arrival)
-        self.header = self.header._replace(stream_no=stream_no, stored_ns=stored_ns, first_arrival=first_arrival)
+        self.header = self.header._replace(
+            flags=0, stream_no=stream_no, stored_ns=stored_ns, first_arrival=first_arrival
+        )
 
     def seal(self, *, segment: int, checksum_blobs: bool) -> None:
         """Note the segment and compute the checksums, right before the batch is written to disk."""
@@ -447,4 +476,3 @@ def runs_of(ids: NDArray[np.uint64]) -> list[Run]:
     starts = [0, *breaks.tolist()]
     ends = [*starts[1:], len(ids)]
     return [Run(int(ids[a]), b - a, a) for a, b in zip(starts, ends, strict=True)]
-

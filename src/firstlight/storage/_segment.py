@@ -178,9 +178,9 @@ def _declaration(stream: StreamId, stream_no: int, segment: int) -> bytes:
     head = bytearray(
         batch_head([(0, time.time_ns(), 0, 0, 0)], [msgspec.json.encode(meta)], [0], producer=0, sequence=0, sent_ns=0)
     )
-    struct.pack_into("<I", head, _FLAGS_AT, DECLARES_STREAM)
     batch = Batch.parse(head)
     batch.stamp(stream_no=stream_no, stored_ns=0, first_arrival=0)
+    struct.pack_into("<I", head, _FLAGS_AT, DECLARES_STREAM)
     batch.seal(segment=segment, checksum_blobs=False)
     return bytes(head)
 
