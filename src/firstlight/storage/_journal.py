@@ -4,22 +4,24 @@ Format, version 1, little-endian: 16 bytes ``FLJRNL01`` and zeros, then entries 
 An entry that is cut off or damaged ends the journal: everything behind it was not acknowledged as written, because an
 acknowledgement waits until its entry is in the file.
 
-At each start the state is written anew into a compact journal, so that it does not grow with every acknowledgement ever made.
+At each start the state is written anew into a compact journal, so that it does not grow with every acknowledgement ever
+made.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import BinaryIO, Protocol, TypeAlias
 
 import msgspec
 
 from firstlight.errors import CorruptError, StorageError
-from firstlight.storage._files import write_all
+from firstlight.storage._files import storage_error, write_all
 
 __all__ = [
     "BatchStored",
@@ -29,8 +31,8 @@ __all__ = [
     "JournalEntry",
     "JournalReport",
     "LocalJournal",
-    "MetaSet",
     "MessagesKept",
+    "MetaSet",
     "SegmentKnown",
     "StreamCreated",
     "StreamDeleted",
@@ -87,7 +89,7 @@ class StreamEnded(_Entry, tag=3):
 
 
 class MetaSet(_Entry, tag=4):
-    """Metadata of a stream, or of a beamtime and source when ``stream_no`` is 0; JSON text, None when it was deleted."""
+    """JSON of a stream, or of a beamtime and source when ``stream_no`` is 0; None when it was deleted."""
 
     stream_no: int
     beamtime: str
@@ -129,7 +131,7 @@ class BytesLost(_Entry, tag=8):
 
 
 class SegmentKnown(_Entry, tag=9):
-    """Everything in this segment file before byte ``end`` was entered in the journal (streams deleted since included)."""
+    """Everything in this segment file before byte ``end`` was entered in the journal, streams deleted since included."""
 
     segment: int
     beamtime: str
@@ -175,12 +177,20 @@ class LocalJournal:
     Parameters
     ----------
     path
-        Created when absent; otherwise entries go behind the last whole one (`read_journal` has truncated the file).
+        Created when absent; otherwise entries go behind what is there, which must be whole: see `write_compact`.
+
+    Raises
+    ------
+    StorageError
+        If the file cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise storage_error(error, "open", path) from error
         self._end = os.lseek(self._fd, 0, os.SEEK_END)
         if self._end < len(_MAGIC):
             write_all(self._fd, [_MAGIC], 0, path)
@@ -197,7 +207,7 @@ class LocalJournal:
         Raises
         ------
         StorageError
-            If the disk is full or gone. Nothing of these entries counts then: the next append writes over what arrived.
+            If the disk is full or gone. Nothing of these entries counts then.
         """
         pieces = []
         for entry in entries:
@@ -205,7 +215,13 @@ class LocalJournal:
             pieces.append(_FRAME.pack(len(payload), zlib.crc32(payload)))
             pieces.append(payload)
         data = b"".join(pieces)
-        write_all(self._fd, [data], self._end, self.path)
+        try:
+            write_all(self._fd, [data], self._end, self.path)
+        except StorageError:
+            # Whole entries may have arrived. Behind a shorter one, written over their beginning, they would count.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, self._end)
+            raise
         self._end += len(data)
 
     @property
@@ -213,15 +229,17 @@ class LocalJournal:
         """The file was deleted or replaced under us."""
         try:
             return not os.path.samestat(os.stat(self.path), os.fstat(self._fd))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return True
+        except OSError as error:
+            raise storage_error(error, "look at", self.path) from error
 
     def sync(self) -> None:
         """Flush to the device."""
         try:
             os.fdatasync(self._fd)
         except OSError as error:
-            raise StorageError(f"cannot flush {self.path}: {error.strerror}", path=str(self.path)) from error
+            raise storage_error(error, "flush", self.path) from error
 
     def close(self) -> None:
         os.close(self._fd)
@@ -248,8 +266,10 @@ def read_journal(path: Path, report: JournalReport) -> Iterator[JournalEntry]:
     ------
     CorruptError
         If the file is not a journal, or one of a version that this program does not know.
+    StorageError
+        If it cannot be opened.
     """
-    with open(path, "rb") as file:
+    with _opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         magic = file.read(len(_MAGIC))
         if magic != _MAGIC:
@@ -273,6 +293,13 @@ def read_journal(path: Path, report: JournalReport) -> Iterator[JournalEntry]:
             report.bytes_read += _FRAME.size + length
             report.entries += 1
             yield entry
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise storage_error(error, "open", path) from error
 
 
 def _read_entry(read: _Read, head: bytes) -> tuple[JournalEntry | None, str, int]:
