@@ -57,7 +57,7 @@ __all__ = ["Connection", "Host"]
 logger = logging.getLogger(__name__)
 
 #: Reads a connection may do before the others get their turn.
-_READS_A_TURN = 8
+_READS_A_TURN = 16
 _PIECES_A_SEND = 64
 #: With more than this waiting to be sent nothing new is delivered to the client.
 _CONGESTED_BYTES = 32 << 20
@@ -145,7 +145,7 @@ class Connection:
                     self._handle(message, payload)
                     if self.closed:
                         return
-                if n < len(buffer):
+                if n < len(buffer) and not self._reader.in_payload:
                     return
         except BlockingIOError:
             return

@@ -249,7 +249,7 @@ class Client:
                     self._news.notify_all()
             if session.refused is not None:
                 raise ConnectionResetError(str(session.refused))
-            if n < len(buffer):
+            if n < len(buffer) and not session.reader.in_payload:
                 return
 
     def _receive_some(self, buffer: memoryview) -> int:

@@ -190,6 +190,7 @@ class ConsumerCore:
         n = message.last - message.first + 1
         self.lost += n
         self._owed += n
+        self._give_credit_if_due()
         if self._loss is None:
             ids = f"message {message.first}" if n == 1 else f"messages {message.first} to {message.last}"
             self._loss = MessageEvictedError(
@@ -250,10 +251,11 @@ class ConsumerCore:
         self._owed += 1
         if self.reading.ack == "auto":
             self._previous = message.id
-        if self._owed * 4 >= self._window:
-            self._give_credit()
+        self._give_credit_if_due()
 
-    def _give_credit(self) -> None:
+    def _give_credit_if_due(self) -> None:
+        if self._owed * 4 < self._window:
+            return
         window = self._window
         if self.reading.prefetch is None and self.n_received:
             size = max(self.n_bytes // (self.n_received + self._waiting or 1), 1)

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from firstlight.client._consuming import ConsumerCore
 from firstlight.client._producing import Outlet, ProducerCore
@@ -47,6 +48,8 @@ __all__ = ["Session"]
 
 #: No service takes larger batches.
 _MAX_PAYLOAD = 1 << 40
+#: Payload buffers come in multiples of this, so that frames that compress a little differently share them.
+_ROOM_STEP = 64 << 10
 
 
 class Question:
@@ -66,6 +69,44 @@ class Question:
             raise self.error
         assert self.value is not None
         return msgspec.msgpack.decode(self.value, type=kind)
+
+
+class PayloadPool:
+    """Buffers for what comes over the network, used again when the last view of the previous content is gone.
+
+    Touching memory for the first time costs several times the copy into it.
+    """
+
+    def __init__(self, limit: int = 256 << 20) -> None:
+        self._limit = limit
+        self._idle: dict[int, list[NDArray[np.uint8]]] = {}
+        self._idle_bytes = 0
+        self._watched: dict[int, weakref.ref[Any]] = {}
+        self._returned: deque[tuple[int, NDArray[np.uint8]]] = deque()
+        self._numbers = itertools.count()
+
+    def take(self, size: int) -> memoryview:
+        """A writable view of `size` bytes, with old content."""
+        self._collect()
+        room = -(-size // _ROOM_STEP) * _ROOM_STEP
+        idle = self._idle.get(room)
+        if idle:
+            memory = idle.pop()
+            self._idle_bytes -= room
+        else:
+            memory = np.empty(room, np.uint8)
+        base = np.frombuffer(memory.data, np.uint8, size)
+        number, returned = next(self._numbers), self._returned
+        self._watched[number] = weakref.ref(base, lambda _: returned.append((number, memory)))
+        return base.data
+
+    def _collect(self) -> None:
+        while self._returned:
+            number, memory = self._returned.popleft()
+            del self._watched[number]
+            if self._idle_bytes + len(memory) <= self._limit:
+                self._idle.setdefault(len(memory), []).append(memory)
+                self._idle_bytes += len(memory)
 
 
 class Session(Outlet):
@@ -93,6 +134,7 @@ class Session(Outlet):
         #: Leases whose last view is gone; filled from wherever that happens, so only ever appended to.
         self._returned: deque[tuple[int, int]] = deque()
         self._epoch = 0
+        self._payloads = PayloadPool()
         self.fds: deque[int] = deque()
         #: Channels whose owner was garbage-collected; closed at the next tick.
         self.abandoned: deque[ConsumerCore] = deque()
@@ -101,10 +143,8 @@ class Session(Outlet):
     def _new_reader(self) -> FrameReader[FromService]:
         return FrameReader(decode_from_service, self._place, max_payload=_MAX_PAYLOAD)
 
-    @staticmethod
-    def _place(message: FromService, size: int) -> memoryview:
-        # Fresh memory for every payload: messages keep it as long as they like.
-        return np.empty(size, np.uint8).data
+    def _place(self, message: FromService, size: int) -> memoryview:
+        return self._payloads.take(size)
 
     # -- connections ------------------------------------------------------------------------------------------------
 

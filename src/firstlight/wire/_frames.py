@@ -100,7 +100,7 @@ class FrameReader(Generic[T]):
         self._filled += n
         frames: list[Frame[T]] = []
         at = self._pass_by(0)
-        while not self._in_payload():
+        while not self.in_payload:
             end = self._next(at, frames)
             if end == at:
                 break
@@ -111,7 +111,9 @@ class FrameReader(Generic[T]):
             self._filled = rest
         return frames
 
-    def _in_payload(self) -> bool:
+    @property
+    def in_payload(self) -> bool:
+        """More of a payload has to come."""
         return self._payload is not None or self._skip > 0
 
     def _pass_by(self, at: int) -> int:
