@@ -164,7 +164,10 @@ class Store:
         sync: bool,
         on_done: Callable[[int, int], None],
     ) -> None:
-        """Write a batch to a segment; `on_done` gets the segment and the offset. The slot is pinned until then."""
+        """Write a batch to a segment; `on_done` gets the segment and the offset. The slot is pinned until then.
+
+        The segment is `GONE` if the producer, on this machine, changed the header of its batch behind our back.
+        """
         slot.pin()
         size = len(memory)
         self.backlog_bytes += size
@@ -172,8 +175,9 @@ class Store:
         def done(item: WriteItem) -> None:
             slot.unpin()
             self.backlog_bytes -= size
-            self.bytes_persisted += size
-            self._count_in(item, stream, entry)
+            if item.segment > 0:
+                self.bytes_persisted += size
+                self._count_in(item, stream, entry)
             on_done(item.segment, item.offset)
 
         self._writer.submit(WriteItem(entry, stream=stream, memory=memory, sync=sync, on_done=done))
@@ -188,7 +192,9 @@ class Store:
         if segment is None:
             segment = self.segments[item.segment] = Segment(item.segment, stream.beamtime, stream.source)
             self._open_segments = {
-                n for n in self._open_segments if (self.segments[n].beamtime, self.segments[n].source) != _owner(segment)
+                n
+                for n in self._open_segments
+                if (self.segments[n].beamtime, self.segments[n].source) != _owner(segment)
             } | {item.segment}
         segment.end = item.offset + _padded(entry.length)
         segment.newest_ns = max(segment.newest_ns, entry.stored_ns)
@@ -226,7 +232,11 @@ class Store:
     def over_limit(self, beamtime: str, source: str, *, before_ns: int | None, max_bytes: int | None) -> list[Segment]:
         """The segments of a source that retention wants to go, oldest first; the one being written stays."""
         own = sorted(
-            (s for s in self.segments.values() if _owner(s) == (beamtime, source) and s.number not in self._open_segments),
+            (
+                s
+                for s in self.segments.values()
+                if _owner(s) == (beamtime, source) and s.number not in self._open_segments
+            ),
             key=lambda segment: segment.number,
         )
         total = sum(s.end for s in self.segments.values() if _owner(s) == (beamtime, source))
@@ -284,7 +294,8 @@ def indexed(stream_no: int, batch: Batch, first_arrival: int) -> IndexedBatch:
     ids = range(runs[0].first_id, runs[0].last_id + 1) if len(runs) == 1 else table["id"].tolist()
     return IndexedBatch(
         stream_no, ids, first_arrival, bytes(batch.metas),
-        table["timestamp_ns"].tolist(), table["blob_size"].tolist(), int(table["part"][0]), max(int(table["parts"][0]), 1),
+        table["timestamp_ns"].tolist(), table["blob_size"].tolist(),
+        int(table["part"][0]), max(int(table["parts"][0]), 1),
     )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """The thread that makes things last: batches go to segment files, then their entries to the journal.
 
-One thread and one queue for both, so that the order in which things happened is the order in which they are written, and an
-entry never refers to bytes that are not there. Everything that waits is written together: one gathered write a source, one
-write to the journal, and one flush if anybody asked for it.
+One thread and one queue for both, so that the order in which things happened is the order in which they are written,
+and an entry never refers to bytes that are not there. Everything that waits is written together: one gathered write a
+source, one write to the journal, and one flush if anybody asked for it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from pathlib import Path
 
 import msgspec
 
-from firstlight.errors import StorageError
+from firstlight.errors import DataError, StorageError
 from firstlight.model._ids import StreamId
 from firstlight.storage._journal import BatchStored, Journal, JournalEntry, SegmentKnown
+from firstlight.storage._order import GONE
 from firstlight.storage._segment import SegmentWriter
 
 __all__ = ["WriteItem", "Writer"]
@@ -62,6 +63,7 @@ class WriteItem:
         self.sync = sync
         #: Called by whoever takes the list of finished items, not by the writer's thread.
         self.on_done = on_done
+        #: Where the batch is; `GONE` if its producer spoilt it before it could be written.
         self.segment = 0
         self.offset = 0
 
@@ -101,7 +103,10 @@ class Writer:
         self._on_state = on_state
         self._queue: queue.SimpleQueue[WriteItem | None] = queue.SimpleQueue()
         self._open: dict[tuple[str, str], SegmentWriter] = {}
+        self._unsynced: dict[int, SegmentWriter] = {}
         self._sealed: list[JournalEntry] = []
+        #: Batches that were changed by their producers after they were sent, and could not be written.
+        self.spoilt = 0
         self._failing = False
         self._stopping = threading.Event()
         self._checked_at = 0.0
@@ -174,15 +179,38 @@ class Writer:
             # A round that failed half way comes again: what has its place already is not written twice.
             if item.memory is not None and item.stream is not None and not item.segment:
                 by_source.setdefault((item.stream.beamtime, item.stream.source), []).append(item)
-        written = [self._write_source(source, some) for source, some in by_source.items()]
+        for source, some in by_source.items():
+            self._write_source(source, some)
         self._journal.append([*self._sealed, *(item.entry for item in items if item.entry is not None)])
         self._sealed.clear()
         if any(item.sync for item in items):
-            for segment in written:
-                segment.sync()
-            self._journal.sync()
+            self._sync()
 
-    def _write_source(self, source: tuple[str, str], items: list[WriteItem]) -> SegmentWriter:
+    def _sync(self) -> None:
+        # All of them: what has to last now may have been written in an earlier round, which asked for no flush or
+        # failed behind it.
+        for number, segment in list(self._unsynced.items()):
+            segment.sync()
+            del self._unsynced[number]
+        self._journal.sync()
+
+    def _write_source(self, source: tuple[str, str], items: list[WriteItem]) -> None:
+        segment = self._segment_for(source)
+        while items:
+            try:
+                offsets = self._append(segment, items)
+            except DataError as error:
+                self._give_up(items.pop(error.values["number"]), error)
+                continue
+            self._unsynced[segment.number] = segment
+            for item, offset in zip(items, offsets, strict=True):
+                assert isinstance(item.entry, BatchStored)
+                item.segment, item.offset = segment.number, offset
+                item.entry = msgspec.structs.replace(item.entry, segment=segment.number, offset=offset)
+                item.memory = None
+            return
+
+    def _segment_for(self, source: tuple[str, str]) -> SegmentWriter:
         segment = self._open.get(source)
         if segment is not None and segment.end >= self._segment_bytes:
             self._seal(source, segment)
@@ -190,20 +218,25 @@ class Writer:
         if segment is None:
             segment = self._open[source] = SegmentWriter(self._root, *source, self._next_segment)
             self._next_segment += 1
+        return segment
+
+    def _append(self, segment: SegmentWriter, items: list[WriteItem]) -> list[int]:
         batches = []
         for item in items:
             assert item.stream is not None and item.memory is not None
             assert isinstance(item.entry, BatchStored)
             batches.append((item.stream, item.entry.stream_no, item.memory))
-        for item, offset in zip(items, segment.append(batches, checksum_blobs=self._checksum), strict=True):
-            assert isinstance(item.entry, BatchStored)
-            item.segment, item.offset = segment.number, offset
-            item.entry = msgspec.structs.replace(item.entry, segment=segment.number, offset=offset)
-            item.memory = None
-        return segment
+        return segment.append(batches, checksum_blobs=self._checksum)
+
+    def _give_up(self, item: WriteItem, error: DataError) -> None:
+        """Its producer, on this machine, wrote into it after it had sent it. It harms nobody else."""
+        logger.error("a batch of %s is lost: %s", item.stream, error)
+        self.spoilt += 1
+        item.segment, item.memory = GONE, None
 
     def _seal(self, source: tuple[str, str], segment: SegmentWriter) -> None:
         segment.sync()
+        self._unsynced.pop(segment.number, None)
         segment.close()
         del self._open[source]
         self._sealed.append(SegmentKnown(segment.number, *source, segment.end))
@@ -216,7 +249,7 @@ class Writer:
         self._checked_at = now
         if self._journal.vanished or any(segment.unlinked for segment in self._open.values()):
             raise StorageError(
-                f"the data directory {self._root} was deleted or replaced while the service runs; nothing can be kept there. "
-                "Put it back and restart the service",
+                f"the data directory {self._root} was deleted or replaced while the service runs; nothing can be kept "
+                "there. Put it back, or restart the service to begin a new one",
                 path=str(self._root),
             )

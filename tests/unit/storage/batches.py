@@ -88,7 +88,7 @@ class Recorder:
         self.states: list[StorageError | None] = []
         self.done: list[WriteItem] = []
         self._stored_ns = 1_000
-        self._changed = threading.Condition()
+        self.changed = threading.Condition()
         self._n_batches = {no: state.order.n_batches for no, state in self.found.streams.items()}
         self.writer = Writer(
             root,
@@ -101,14 +101,14 @@ class Recorder:
         )
 
     def _on_done(self, items: list[WriteItem]) -> None:
-        with self._changed:
+        with self.changed:
             self.done += items
-            self._changed.notify_all()
+            self.changed.notify_all()
 
     def _on_state(self, error: StorageError | None) -> None:
-        with self._changed:
+        with self.changed:
             self.states.append(error)
-            self._changed.notify_all()
+            self.changed.notify_all()
 
     def create(self, stream: StreamId, no: int) -> None:
         self.note(StreamCreated(no, stream.beamtime, stream.source, stream.stream, 5))
@@ -126,21 +126,24 @@ class Recorder:
         return self.send_memory(stream, no, memory, sync=sync)
 
     def send_memory(self, stream: StreamId, no: int, memory: memoryview, *, sync: bool = False) -> WriteItem:
-        number = self._n_batches[no]
+        return self.submit(
+            WriteItem(entry_for(memory, self._n_batches[no]), stream=stream, memory=memory, sync=sync), no=no
+        )
+
+    def submit(self, item: WriteItem, *, no: int) -> WriteItem:
         self._n_batches[no] += 1
-        item = WriteItem(entry_for(memory, number), stream=stream, memory=memory, sync=sync)
         self.writer.submit(item)
         return item
 
     def wait(self, *items: WriteItem, timeout_s: float = 20) -> None:
         """Until these are written."""
-        with self._changed:
-            ok = self._changed.wait_for(lambda: all(any(item is d for d in self.done) for item in items), timeout_s)
+        with self.changed:
+            ok = self.changed.wait_for(lambda: all(any(item is d for d in self.done) for item in items), timeout_s)
         assert ok, f"not written within {timeout_s} s; states: {self.states}"
 
     def wait_for_state(self, *, failing: bool, timeout_s: float = 20) -> StorageError | None:
-        with self._changed:
-            ok = self._changed.wait_for(
+        with self.changed:
+            ok = self.changed.wait_for(
                 lambda: bool(self.states) and (self.states[-1] is not None) == failing, timeout_s
             )
         assert ok, f"the writer did not say so within {timeout_s} s; states: {self.states}"
