@@ -8,7 +8,7 @@ and reports how much arrived.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, NamedTuple, TypeVar
 
 from firstlight.errors import RemoteProtocolError
@@ -84,8 +84,11 @@ class FrameReader(Generic[T]):
             return self._payload[self._payload_filled :]
         return self._scratch[self._filled :]
 
-    def received(self, n: int) -> list[Frame[T]]:
-        """`n` bytes were put into `buffer`; returns the frames that are complete now.
+    def received(self, n: int) -> Iterator[Frame[T]]:
+        """`n` bytes were put into `buffer`; the frames that are complete now, one by one.
+
+        The next frame is looked at when the one before was handled: where a payload belongs may depend on that. Take all of
+        them before you ask for a buffer again.
 
         Raises
         ------
@@ -94,14 +97,15 @@ class FrameReader(Generic[T]):
         """
         if self._payload is not None:
             self._payload_filled += n
-            if self._payload_filled < len(self._payload):
-                return []
-            return [self._finish_payload()]
+            if self._payload_filled == len(self._payload):
+                yield self._finish_payload()
+            return
         self._filled += n
-        frames: list[Frame[T]] = []
         at = self._pass_by(0)
         while not self.in_payload:
-            end = self._next(at, frames)
+            end, whole = self._next(at)
+            if whole is not None:
+                yield whole
             if end == at:
                 break
             at = self._pass_by(end)
@@ -109,7 +113,6 @@ class FrameReader(Generic[T]):
             rest = self._filled - at
             self._scratch[:rest] = self._scratch[at : self._filled]
             self._filled = rest
-        return frames
 
     @property
     def in_payload(self) -> bool:
@@ -121,11 +124,11 @@ class FrameReader(Generic[T]):
         self._skip -= n
         return at + n
 
-    def _next(self, at: int, frames: list[Frame[T]]) -> int:
-        """Read one frame that begins at `at`, as far as it is there; returns where the next one begins, or `at`."""
+    def _next(self, at: int) -> tuple[int, Frame[T] | None]:
+        """Read one frame that begins at `at`, as far as it is there; where the next one begins (or `at`), and the frame if whole."""
         available = self._filled - at
         if available < _HEAD.size:
-            return at
+            return at, None
         envelope_size: int
         payload_size: int
         envelope_size, payload_size = _HEAD.unpack_from(self._scratch, at)
@@ -133,23 +136,19 @@ class FrameReader(Generic[T]):
         body = at + _HEAD.size
         if available - _HEAD.size < envelope_size:
             self._grow(at, _HEAD.size + envelope_size)
-            return at
+            return at, None
         message = self._decode(self._scratch[body : body + envelope_size])
         at = body + envelope_size
         if not payload_size:
-            frames.append(Frame(message, None))
-            return at
+            return at, Frame(message, None)
         target = self._place(message, payload_size)
         if target is None:
-            frames.append(Frame(message, None))
             self._skip = payload_size
-            return at
+            return at, Frame(message, None)
         here = min(payload_size, self._filled - at)
         target[:here] = self._scratch[at : at + here]
         self._message, self._payload, self._payload_filled = message, target, here
-        if here == payload_size:
-            frames.append(self._finish_payload())
-        return at + here
+        return at + here, self._finish_payload() if here == payload_size else None
 
     def _finish_payload(self) -> Frame[T]:
         assert self._message is not None

@@ -49,6 +49,21 @@ def test_frames_come_out_whole_wherever_they_are_cut(content: list[tuple[int, by
     assert target.idle
 
 
+def test_a_frame_is_handled_before_the_next_one_is_placed() -> None:
+    memory = memoryview(bytearray(3000))
+    used = 0
+
+    def place(message: FromClient, size: int) -> memoryview:
+        return memory[used : used + size]
+
+    target: FrameReader[FromClient] = FrameReader(decode_from_client, place, max_payload=1000)
+    data = b"".join(frame(encode(Publish(1, n, 0, 1000)), 1000) + bytes([n]) * 1000 for n in (1, 2, 3))
+    target.buffer()[: len(data)] = data
+    for _ in target.received(len(data)):
+        used += 1000
+    assert bytes(memory) == b"\1" * 1000 + b"\2" * 1000 + b"\3" * 1000
+
+
 def test_an_unwanted_payload_passes_by() -> None:
     target: FrameReader[FromClient] = FrameReader(decode_from_client, lambda m, n: None, max_payload=1 << 20)
     data = frame(encode(Publish(1, 7, 0, 200_000)), 200_000) + bytes(200_000) + frame(encode(Ping(3)))
