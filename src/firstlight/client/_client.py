@@ -213,7 +213,7 @@ class Client:
                 writing = self._want_write
                 poll.modify(self._sock, select.POLLIN | (select.POLLOUT if writing else 0))
             ready = dict(poll.poll(self._sleep_ms()))
-            self._awake_until = float("inf")
+            self._awake_until = 0.0  # awake: it looks at the deadlines again before it sleeps
             if self._wake_receive in ready:
                 os.read(self._wake_receive, 4096)
             state = ready.get(self._sock.fileno(), 0)
@@ -752,15 +752,17 @@ class Producer:
         client = self._client
         with client._lock:
             self._check()
-            if not client._wait(lambda: not self._core.blocked or self._bad, self._timeout):
-                raise self._no_room()
-            self._check()
+            if self._core.blocked:
+                if not client._wait(lambda: not self._core.blocked or self._bad, self._timeout):
+                    raise self._no_room()
+                self._check()
             before = self._core.deadline
             self._core.add(message.id, message.timestamp_ns, message.part, message.parts, message.meta, message.blob)
             if in_place and copy and self._core.blocked:
                 self._core.own_unsent()
             opened = self._core.deadline is not None and before is None
-        client._flush()
+        if client._session.outbox:
+            client._flush()
         if opened:
             client._nudge()
 

@@ -301,7 +301,6 @@ class ConsumerCore:
 
     def settle(self, message_id: int, nack_delay_s: float | None) -> None:
         """Acknowledge a message, or give it back after a delay; sent together with others, soon."""
-        self._holding.discard(message_id, message_id)
         if nack_delay_s is not None:
             self._nacked.append((message_id, message_id, nack_delay_s))
         elif self._acked and self._acked[-1][1] + 1 == message_id:
@@ -321,6 +320,8 @@ class ConsumerCore:
             return
         self._settle_number += 1
         acked = tuple((first, last) for first, last in self._acked)
+        for first, last, *_ in (*acked, *self._nacked):
+            self._holding.discard(first, last)
         settle = Settle(self.channel, self._settle_number, acked, tuple(self._nacked))
         self._acked, self._nacked, self._n_unsaid = [], [], 0
         self._unsettled[self._settle_number] = settle

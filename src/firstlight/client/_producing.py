@@ -43,7 +43,7 @@ ALONE_BYTES = 64 << 10
 assert BATCH_MESSAGES <= MAX_MESSAGES
 #: Room that is asked for at once, for batches of moderate size.
 _AHEAD_BYTES = 1 << 20
-_AHEAD_LARGE = 4
+_AHEAD_LARGE = 8
 _AHEAD_SMALL = 16
 
 
@@ -273,7 +273,7 @@ class ProducerCore:
             self._rooms.popleft()
         if self._rooms:
             # Ask for more before this is used up, so that nobody waits for the answer.
-            if len(self._rooms) == 1 and self._rooms[0].length < 3 * padded:
+            if len(self._rooms) == 1 and self._rooms[0].length < 6 * padded:
                 self._want(padded)
             return self._rooms[0]
         self._want(padded)
