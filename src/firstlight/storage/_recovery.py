@@ -1,21 +1,31 @@
 """Puts together what a data directory holds, after an orderly stop or a crash at any byte.
 
-The journal is read up to its first damage. Then the segments are looked at: bytes that the journal mentions and a file no longer has
-are marked as gone; whole batches behind the last one that the journal knows are taken in (a batch describes itself). So nothing
-that was acknowledged as written depends on both being whole, and everything that was dropped is said.
+The journal is read up to its first damage. Then the segments are looked at: bytes that the journal mentions and a file
+no longer has are marked as gone; whole batches behind the last one that the journal knows are taken in (a batch
+describes itself). So nothing that was acknowledged as written depends on both being whole, and everything that was
+dropped is said.
+
+Nothing is forgotten because it cannot be found now: when a disk that was not mounted is there again, so are its
+batches.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
-from firstlight.errors import CorruptError
+import msgspec
+
+from firstlight.errors import CorruptError, StorageError
 from firstlight.model._batch import ALIGNMENT, Run
 from firstlight.model._ids import StreamId
 from firstlight.model._ranges import Ranges
+from firstlight.storage._files import storage_error, sync_folder
 from firstlight.storage._journal import (
     BatchStored,
     BytesLost,
@@ -32,11 +42,12 @@ from firstlight.storage._journal import (
     read_journal,
 )
 from firstlight.storage._order import GONE, StreamOrder
-from firstlight.storage._segment import SegmentEntry, SegmentFile
+from firstlight.storage._segment import SegmentEntry, SegmentFile, segment_path
 
 __all__ = ["GroupState", "Recovered", "RecoveryReport", "StreamState", "recover", "write_compact"]
 
 JOURNAL_NAME = "journal"
+_MAX_STREAM_NO = 1 << 62
 
 
 @dataclass(slots=True)
@@ -96,7 +107,11 @@ class Recovered:
     beamtime_meta: dict[tuple[str, str], bytes] = field(default_factory=dict)
     #: End of the known part of each segment, and whose it is.
     segments: dict[int, SegmentKnown] = field(default_factory=dict)
+    #: Segments whose files are there.
+    present: set[int] = field(default_factory=set)
     next_stream_no: int = 1
+    #: Numbers from here on were not given to any stream that the journal knew, deleted ones included.
+    first_unknown_no: int = 1
     next_segment: int = 1
     report: RecoveryReport = field(default_factory=RecoveryReport)
 
@@ -117,10 +132,13 @@ def recover(root: Path) -> Recovered:
     if path.exists():
         for entry in read_journal(path, found.report.journal):
             _apply(found, entry)
-    files = _segment_files(root, found.report)
-    _check_segments(found, files)
+    found.first_unknown_no = found.next_stream_no
+    files = _segment_files(root, found)
+    known = _known_batches(found)
+    for number in known.keys() - files.keys():
+        _lose(found, known[number])
     for number, file_path in sorted(files.items()):
-        _adopt(found, number, file_path)
+        _examine(found, root, number, file_path, known.get(number, []))
     found.next_segment = max([found.next_segment, *(number + 1 for number in files)])
     return found
 
@@ -133,6 +151,7 @@ def _apply(found: Recovered, entry: JournalEntry) -> None:
             found.next_stream_no = max(found.next_stream_no, entry.stream_no + 1)
         case StreamDeleted():
             found.streams.pop(entry.stream_no, None)
+            found.next_stream_no = max(found.next_stream_no, entry.stream_no + 1)
         case MetaSet(stream_no=0):
             if entry.json is None:
                 found.beamtime_meta.pop((entry.beamtime, entry.source), None)
@@ -142,7 +161,7 @@ def _apply(found: Recovered, entry: JournalEntry) -> None:
             _know_segment(found, entry.segment, entry.beamtime, entry.source, entry.end)
         case BytesLost():
             for state in found.streams.values():
-                state.order.lose_segment(set(entry.segments))
+                _apply_loss(state, set(entry.segments))
         case _:
             if entry.stream_no in found.streams:
                 _apply_to_stream(found, found.streams[entry.stream_no], entry)
@@ -183,6 +202,13 @@ def _apply_batch(found: Recovered, state: StreamState, entry: BatchStored) -> No
         _know_segment(found, entry.segment, state.id.beamtime, state.id.source, end)
 
 
+def _apply_loss(state: StreamState, segments: set[int]) -> None:
+    state.order.lose_segment(segments)
+    for batch, entry in enumerate(state.batches):
+        if entry.segment in segments:
+            state.batches[batch] = msgspec.structs.replace(entry, segment=0, offset=0)
+
+
 def _know_segment(found: Recovered, number: int, beamtime: str, source: str, end: int) -> None:
     known = found.segments.get(number)
     found.segments[number] = SegmentKnown(number, beamtime, source, max(end, known.end if known else 0))
@@ -198,88 +224,206 @@ def _apply_progress(group: GroupState, entry: GroupProgress) -> None:
             ranges.add(first, last)
 
 
-def _segment_files(root: Path, report: RecoveryReport) -> dict[int, Path]:
-    files = {}
+_FILE_NAME = re.compile(r"[0-9]{8,18}\.segment")
+
+
+def _segment_files(root: Path, found: Recovered) -> dict[int, Path]:
+    files: dict[int, Path] = {}
     for path in sorted((root / "segments").glob("*/*/*.segment")):
-        if path.stem.isdigit():
-            files[int(path.stem)] = path
+        if not _FILE_NAME.fullmatch(path.name):
+            found.report.problems.append(f"{path} is not named like a segment file and was left alone")
+            continue
+        number = int(path.stem)
+        known = found.segments.get(number)
+        is_known = known is None or path == segment_path(root, known.beamtime, known.source, number)
+        if is_known and number not in files:
+            files[number] = path
         else:
-            report.problems.append(f"{path} is not named like a segment file and was left alone")
+            found.report.problems.append(f"{path} has the number of another segment and was left alone")
     return files
 
 
-def _check_segments(found: Recovered, files: dict[int, Path]) -> None:
-    """Mark what the journal mentions and the disk no longer has."""
-    sizes = {number: path.stat().st_size for number, path in files.items()}
+#: A batch that the journal knows, by its stream and its number in there.
+_Known: TypeAlias = tuple[StreamState, int]
+
+
+def _known_batches(found: Recovered) -> dict[int, list[_Known]]:
+    """What the journal says is on disk, by segment."""
+    known: dict[int, list[_Known]] = {}
     for state in found.streams.values():
         for batch, entry in enumerate(state.batches):
-            segment, offset, length = state.order.place(batch)
-            if segment > 0 and offset + length > sizes.get(segment, 0):
-                state.order.set_place(batch, GONE, 0)
-                found.report.lost_batches += 1
-                if entry.segment in files and len(found.report.problems) < 20:
-                    text = f"{files[segment]} ends at byte {sizes[segment]}, inside or before the batch at byte {offset}"
-                    found.report.problems.append(text)
+            if entry.segment > 0:
+                known.setdefault(entry.segment, []).append((state, batch))
+    return known
 
 
-def _adopt(found: Recovered, number: int, path: Path) -> None:
-    """Take in whole batches behind the last one that the journal knows."""
-    known = found.segments.get(number)
+def _lose(found: Recovered, batches: list[_Known]) -> None:
+    for state, batch in batches:
+        state.order.set_place(batch, GONE, 0)
+        found.report.lost_batches += 1
+
+
+def _examine(found: Recovered, root: Path, number: int, path: Path, batches: list[_Known]) -> None:
+    """Compare a segment file with what the journal says of it, and take in what the journal does not know."""
+    report = found.report
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise storage_error(error, "look at", path) from error
+    cut = [(state, batch) for state, batch in batches if _end(state.batches[batch]) > size]
+    if cut:
+        _lose(found, cut)
+        report.problems.append(
+            f"{path} ends at byte {size}, inside or before {len(cut)} batches that the journal knows"
+        )
     try:
         with SegmentFile(path) as segment:
-            # From the start, because the declarations of streams stand in front; only headers are read.
-            entries: Iterator[SegmentEntry] = segment.scan(ALIGNMENT)
-            if known is not None and known.end >= segment.size:
+            if not _is_same(segment, batches):
+                _lose(found, [(state, batch) for state, batch in batches if state.order.has_bytes(batch)])
+                report.problems.append(f"{path} is not the file of this name that the journal knows; it was left alone")
                 return
-            for entry in entries:
-                if known is None or entry.offset >= known.end:
-                    _adopt_batch(found, number, entry)
-            if segment.problem:
-                found.report.problems.append(f"dropped the rest of a segment: {segment.problem}")
+            _adopt(found, root, number, segment, batches)
     except CorruptError as error:
-        found.report.problems.append(f"left alone: {error}")
+        report.problems.append(f"left alone: {error}")
+    found.present.add(number)
 
 
-def _adopt_batch(found: Recovered, number: int, entry: SegmentEntry) -> None:
+def _end(entry: BatchStored) -> int:
+    return entry.offset + entry.length
+
+
+def _is_same(segment: SegmentFile, batches: list[_Known]) -> bool:
+    """Whether a segment is ours: one from another data directory has other batches in the same places."""
+    if not batches:
+        return True
+    entry = min((state.batches[batch] for state, batch in batches), key=lambda entry: entry.offset)
+    try:
+        header = segment.batch_at(entry.offset).header
+    except CorruptError:
+        return True  # damaged is not foreign: the others may be whole, and whoever reads this one will be told
+    found = (header.length, header.stored_ns, header.producer, header.sequence)
+    return found == (entry.length, entry.stored_ns, entry.producer, entry.sequence)
+
+
+def _adopt(found: Recovered, root: Path, number: int, segment: SegmentFile, batches: list[_Known]) -> None:
+    """Take in whole batches behind the last one that the journal knows."""
+    known = found.segments.get(number)
+    known_end = known.end if known else 0
+    if known_end >= segment.size:
+        return
+    # What the journal knows is stepped over, damaged or not; the declarations of streams stand in between.
+    taken = [(entry.offset, _end(entry)) for entry in (state.batches[batch] for state, batch in batches)]
+    for start, end in _gaps(taken, segment.size):
+        for entry in segment.scan(start, end):
+            if segment.path != segment_path(root, entry.stream.beamtime, entry.stream.source, number):
+                found.report.problems.append(f"{segment.path} does not belong into this folder and was left alone")
+                return
+            if entry.offset >= known_end:
+                _adopt_batch(found, number, segment.path, entry)
+        if segment.problem and end > known_end:
+            found.report.problems.append(f"dropped the rest of a segment: {segment.problem}")
+
+
+def _gaps(taken: list[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
+    at = ALIGNMENT
+    for start, end in sorted(taken):
+        if start > at:
+            yield at, start
+        at = max(at, -(-end // ALIGNMENT) * ALIGNMENT)
+    if at < size:
+        yield at, size
+
+
+def _adopt_batch(found: Recovered, number: int, path: Path, entry: SegmentEntry) -> None:
     header = entry.batch.header
-    state = found.streams.get(header.stream_no)
-    if state is None or state.id != entry.stream:
-        state = found.by_id().get(entry.stream)
-    if state is None:
-        state = StreamState(entry.stream, max(header.stream_no, found.next_stream_no), header.stored_ns)
-        found.streams[state.no] = state
-        found.next_stream_no = state.no + 1
     row = entry.batch.row(0)
     runs = entry.batch.runs()
+    state = _state_for(found, entry)
     if any(state.order.duplicates(run, row.part) for run in runs):
+        _find_again(found, state, runs, number, path, entry)
         return
     stored = BatchStored(
-        state.no, state.order.n_batches, tuple((run.first_id, run.n, run.row) for run in runs), row.part, row.parts,
+        state.no, state.order.n_batches, _as_tuples(runs), row.part, row.parts,
         header.producer, header.sequence, header.stored_ns, header.length, number, entry.offset,
     )  # fmt: skip
     _apply_batch(found, state, stored)
     found.report.adopted_batches += 1
 
 
+def _state_for(found: Recovered, entry: SegmentEntry) -> StreamState:
+    number = entry.batch.header.stream_no
+    state = found.streams.get(number)
+    if state is None or state.id != entry.stream:
+        state = found.by_id().get(entry.stream)
+    if state is None:
+        # Its own number if it can be: the index knows its messages by it.
+        is_free = number not in found.streams and found.first_unknown_no <= number < _MAX_STREAM_NO
+        no = number if is_free else found.next_stream_no
+        state = found.streams[no] = StreamState(entry.stream, no, entry.batch.header.stored_ns)
+        found.next_stream_no = max(found.next_stream_no, no + 1)
+    return state
+
+
+def _find_again(
+    found: Recovered, state: StreamState, runs: list[Run], number: int, path: Path, entry: SegmentEntry
+) -> None:
+    """The journal knows these messages, but not that they had come to disk."""
+    piece = state.order.find(runs[0].first_id, entry.batch.row(0).part)
+    if piece is not None:
+        before = state.batches[piece.batch]
+        is_lost = state.order.place(piece.batch)[0] == GONE
+        if is_lost and (before.runs, before.length) == (_as_tuples(runs), entry.batch.length):
+            _apply_batch(found, state, msgspec.structs.replace(before, segment=number, offset=entry.offset))
+            found.report.adopted_batches += 1
+            return
+    held = state.order.held(entry.batch.row(0).part)
+    if any(held.missing_within(run.first_id, run.last_id) for run in runs):
+        found.report.problems.append(
+            f"{path} at byte {entry.offset}: left out a batch of {state.id}, some of whose messages are there already"
+        )
+
+
+def _as_tuples(runs: list[Run]) -> tuple[tuple[int, int, int], ...]:
+    return tuple((run.first_id, run.n, run.row) for run in runs)
+
+
 def write_compact(root: Path, found: Recovered) -> LocalJournal:
-    """Replace the journal by a new one that holds just the state, and open it for appending."""
+    """Replace the journal by a new one that holds just the state, and open it for appending.
+
+    Raises
+    ------
+    DiskFullError, StorageError
+        If it cannot be written. The old one is as it was then.
+    """
     path = root / JOURNAL_NAME
     fresh = path.with_suffix(".new")
-    fresh.unlink(missing_ok=True)
-    journal = LocalJournal(fresh)
-    journal.append(_state_entries(found))
-    journal.sync()
-    journal.close()
-    os.replace(fresh, path)
-    folder = os.open(root, os.O_RDONLY)
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        fresh.unlink(missing_ok=True)
+        _write_state(fresh, found)
+        os.replace(fresh, path)
+    except StorageError:
+        with contextlib.suppress(OSError):
+            fresh.unlink()
+        raise
+    except OSError as error:
+        raise storage_error(error, "replace", path) from error
+    sync_folder(root)
     return LocalJournal(path)
 
 
+def _write_state(path: Path, found: Recovered) -> None:
+    journal = LocalJournal(path)
+    try:
+        journal.append(_state_entries(found))
+        journal.sync()
+    finally:
+        journal.close()
+
+
 def _state_entries(found: Recovered) -> Iterator[JournalEntry]:
+    last = found.next_stream_no - 1
+    if last and last not in found.streams:
+        yield StreamDeleted(last)  # so that its number is not used again
     for (beamtime, source), json in found.beamtime_meta.items():
         yield MetaSet(0, beamtime, source, json)
     yield from found.segments.values()
@@ -288,21 +432,10 @@ def _state_entries(found: Recovered) -> Iterator[JournalEntry]:
         yield StreamCreated(state.no, name.beamtime, name.source, name.stream, state.created_ns)
         if state.meta is not None:
             yield MetaSet(state.no, name.beamtime, name.source, state.meta)
-        for batch, entry in enumerate(state.batches):
-            segment, offset, _ = state.order.place(batch)
-            yield _placed(entry, max(segment, 0), offset)
+        yield from state.batches
         if state.ended is not None:
             yield state.ended
         if state.kept:
             yield MessagesKept(state.no, tuple(state.kept))
         for group, progress in state.groups.items():
             yield GroupProgress(state.no, group, tuple(progress.acked), tuple(progress.passed), tuple(progress.parked))
-
-
-def _placed(entry: BatchStored, segment: int, offset: int) -> BatchStored:
-    if (entry.segment, entry.offset) == (segment, offset):
-        return entry
-    return BatchStored(
-        entry.stream_no, entry.batch, entry.runs, entry.part, entry.parts, entry.producer, entry.sequence,
-        entry.stored_ns, entry.length, segment, offset,
-    )  # fmt: skip

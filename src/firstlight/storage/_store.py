@@ -300,7 +300,9 @@ def indexed(stream_no: int, batch: Batch, first_arrival: int) -> IndexedBatch:
 
 
 def _segments(found: Recovered) -> dict[int, Segment]:
-    segments = {n: Segment(n, known.beamtime, known.source, known.end) for n, known in found.segments.items()}
+    # What retention deleted takes no room any more, though the journal remembers its number.
+    there = {n: known for n, known in found.segments.items() if n in found.present}
+    segments = {n: Segment(n, known.beamtime, known.source, known.end) for n, known in there.items()}
     for state in found.streams.values():
         for entry in state.batches:
             if entry.segment in segments and state.order.place(entry.batch)[0] == entry.segment:

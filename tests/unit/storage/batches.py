@@ -81,7 +81,9 @@ class Recorder:
         Made when absent; what is there is recovered first.
     """
 
-    def __init__(self, root: Path, *, segment_bytes: int = 1 << 30, checksum_blobs: bool = False) -> None:
+    def __init__(
+        self, root: Path, *, segment_bytes: int = 1 << 30, checksum_blobs: bool = False, first_segment: int = 1
+    ) -> None:
         self.root = root
         root.mkdir(parents=True, exist_ok=True)
         self.found: Recovered = recover(root)
@@ -93,7 +95,7 @@ class Recorder:
         self.writer = Writer(
             root,
             write_compact(root, self.found),
-            first_segment=self.found.next_segment,
+            first_segment=max(first_segment, self.found.next_segment),
             segment_bytes=segment_bytes,
             checksum_blobs=checksum_blobs,
             on_done=self._on_done,
@@ -123,12 +125,12 @@ class Recorder:
         """Hand a batch of messages to the writer."""
         self._stored_ns += 1
         memory = aligned(batch_bytes(ids, size=size, stream_no=no, stored_ns=self._stored_ns))
-        return self.send_memory(stream, no, memory, sync=sync)
+        return self.submit_memory(stream, no, memory, sync=sync)
 
-    def send_memory(self, stream: StreamId, no: int, memory: memoryview, *, sync: bool = False) -> WriteItem:
-        return self.submit(
-            WriteItem(entry_for(memory, self._n_batches[no]), stream=stream, memory=memory, sync=sync), no=no
-        )
+    def submit_memory(self, stream: StreamId, no: int, memory: memoryview, *, sync: bool = False) -> WriteItem:
+        """Hand a batch to the writer as it is."""
+        item = WriteItem(entry_for(memory, self._n_batches[no]), stream=stream, memory=memory, sync=sync)
+        return self.submit(item, no=no)
 
     def submit(self, item: WriteItem, *, no: int) -> WriteItem:
         self._n_batches[no] += 1
