@@ -10,8 +10,8 @@
 ``GET /api/v1/streams/BEAMTIME/SOURCE/NAME`` one stream, its groups and its header
 ===========================================  =====================================================================
 
-Errors are ``{"error": kind, "text": one line}`` with a status code that fits. Handlers run in the broker's thread, because the
-broker's state may only be looked at there; none of them waits.
+Errors are ``{"error": kind, "text": one line}`` with a status code that fits. Handlers run in the broker's thread,
+because the broker's state may only be looked at there; none of them waits.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class _Answers:
             for c in health.conditions()
         ]
         answer = {"state": health.state.name.lower(), "conditions": conditions}
-        # Degraded is served with 200: a load balancer must not take a service away that does its work with less than promised.
+        # Degraded is served with 200: nobody must take a service away that does its work with less than promised.
         return _json(answer, 503 if health.state is HealthState.FAILED else 200)
 
     async def ready(self, request: Request) -> Response:
@@ -170,9 +170,10 @@ class _Answers:
         return _json(answer)
 
     def _labelled(self) -> Registry:
-        """Numbers by source and group, added up over streams: a service sees more streams than Prometheus may keep series for.
+        """Numbers by source and group, added up over streams, of which there are too many for Prometheus.
 
-        Groups that nobody joined since the start are left out; finding out about them costs time in proportion to their past.
+        Groups that nobody joined since the start are left out: to find out about them costs time in proportion to
+        their past.
         """
         registry = Registry()
         sums: Counter[tuple[str, str, str]] = Counter()
@@ -240,4 +241,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _internal_error(request: Request, error: Exception) -> Response:
-    return _json({"error": "InternalError", "text": f"{request.url.path}: {error}; the log of the service tells more"}, 500)
+    return _json(
+        {"error": "InternalError", "text": f"{request.url.path}: {error}; the log of the service tells more"}, 500
+    )

@@ -19,6 +19,7 @@ from firstlight.broker._broker import Broker, BrokerSettings
 from firstlight.broker._http import http_app
 from firstlight.broker._server import Server, ServerSettings
 from firstlight.errors import ConfigurationError, ConnectionLostError
+from firstlight.monitoring import Rate
 
 __all__ = ["DEFAULT_HTTP_PORT", "HttpSettings", "Service", "ServiceSettings"]
 
@@ -68,8 +69,8 @@ class ServiceSettings:
 class Service:
     """One service process.
 
-    Everything runs in the event loop in which it is entered. Leaving it is the orderly stop: it stops accepting, closes the
-    connections, writes what waits to be written, and gives the data directory free.
+    Everything runs in the event loop in which it is entered. Leaving it is the orderly stop: it stops accepting, closes
+    the connections, writes what waits to be written, and gives the data directory free.
 
     Raises
     ------
@@ -105,7 +106,9 @@ class Service:
             resources.callback(self._stop_accepting)
             self._resources = resources.pop_all()
         self._running = True
-        logger.info("serving %s at %s%s", self.settings.data, self.url, f" and {self.http_url}" if self.http_url else "")
+        logger.info(
+            "serving %s at %s%s", self.settings.data, self.url, f" and {self.http_url}" if self.http_url else ""
+        )
         return self
 
     def _open(self, resources: contextlib.AsyncExitStack) -> None:
@@ -196,14 +199,15 @@ class _Rates:
     def __init__(self, broker: Broker) -> None:
         registry = broker.registry
         store = broker.store
-        self._pairs = [
-            (lambda: broker.messages_in.value, registry.rate("incoming_messages", help="messages taken in")),
-            (lambda: broker.bytes_in.value, registry.rate("incoming", unit="bytes", help="bytes taken in")),
-            (lambda: broker.messages_out.value, registry.rate("outgoing_messages", help="messages handed to consumers")),
-            (lambda: store.bytes_persisted, registry.rate("persisting", unit="bytes", help="bytes written to segments")),
+        rate = registry.rate
+        self._pairs: list[tuple[Callable[[], float], Rate]] = [
+            (lambda: broker.messages_in.value, rate("incoming_messages", help="messages taken in")),
+            (lambda: broker.bytes_in.value, rate("incoming", unit="bytes", help="bytes taken in")),
+            (lambda: broker.messages_out.value, rate("outgoing_messages", help="messages handed to consumers")),
+            (lambda: store.bytes_persisted, rate("persisting", unit="bytes", help="bytes written to segments")),
             (
                 lambda: broker.read_back_bytes.value,
-                registry.rate("reading_back", unit="bytes", help="bytes read from disk for slow consumers"),
+                rate("reading_back", unit="bytes", help="bytes read from disk again"),
             ),
         ]
         self._seen = [int(read()) for read, _ in self._pairs]
@@ -266,7 +270,9 @@ class _Uvicorn(uvicorn.Server):
 
 def _listening_socket(host: str, port: int) -> socket.socket:
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
+            0
+        ]
     except OSError as error:
         raise ConfigurationError(f"cannot serve HTTP on {host!r}: {error.strerror}", host=host) from error
     sock = socket.socket(family, kind)
@@ -277,7 +283,8 @@ def _listening_socket(host: str, port: int) -> socket.socket:
     except OSError as error:
         sock.close()
         raise ConnectionLostError(
-            f"cannot serve HTTP on {host}:{port}: {error.strerror}; is another service running? Choose another --http-port",
+            f"cannot serve HTTP on {host}:{port}: {error.strerror}; is another service running? "
+            "Choose another --http-port",
             host=host, port=port,
         ) from error  # fmt: skip
     sock.setblocking(False)

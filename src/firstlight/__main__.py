@@ -1,0 +1,9 @@
+"""``python -m firstlight`` is ``firstlight``."""
+
+from __future__ import annotations
+
+import sys
+
+from firstlight.cli import main
+
+sys.exit(main())
