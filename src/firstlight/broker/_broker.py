@@ -42,6 +42,7 @@ from firstlight.storage._journal import BatchStored, MessagesKept, MetaSet, Stre
 from firstlight.storage._order import GONE
 from firstlight.storage._pool import MemoryRegion, Role
 from firstlight.storage._ring import Slot
+from firstlight.storage._store import indexed
 from firstlight.wire import StreamInfo
 
 __all__ = ["Broker", "BrokerSettings", "Published"]
@@ -182,7 +183,36 @@ class Broker:
 
     def _reindex(self) -> None:
         """Let the index catch up with what is on disk, where the service died before it was indexed."""
-        ...
+        for stream in self._streams.values():
+            for name in stream.policy.fields:
+                self.store.indexer.change(functools.partial(_declare, name))
+            future = self.store.indexer.ask(functools.partial(_count, stream.no))
+            future.add_done_callback(functools.partial(self._reindex_stream, stream))
+
+    def _reindex_stream(self, stream: Stream, indexed: Future[int]) -> None:
+        # In a thread of the index: what was on disk at the start does not change any more, only its order is read.
+        order = stream.order
+        on_disk = [batch for batch in range(order.n_batches) if order.place(batch)[0] > 0]
+        if indexed.exception() is not None or indexed.result() >= sum(map(order.count_of, on_disk)):
+            return
+        logger.info("indexing %d batches of %s again", len(on_disk), stream.id)
+        arrival = 1
+        for batch in range(order.n_batches):
+            segment, offset, _ = order.place(batch)
+            if segment > 0:
+                self._index_from_disk(stream, segment, offset, arrival)
+            arrival += order.count_of(batch)
+
+    def _index_from_disk(self, stream: Stream, segment: int, offset: int, arrival: int) -> None:
+        try:
+            with self.store.open_segment(stream.id, segment) as file:
+                batch = indexed(stream.no, file.batch_at(offset), arrival)
+        except StorageError as error:
+            logger.error("messages of %s cannot be searched: %s", stream.id, error)
+            return
+        while self.store.indexer.backlog_bytes > _MAX_INDEX_BACKLOG // 4 and not self._closed:
+            time.sleep(0.01)
+        self._post(functools.partial(self.store.indexer.add, batch))
 
     # -- streams ----------------------------------------------------------------------------------------------------
 
@@ -215,6 +245,8 @@ class Broker:
         stream = Stream(stream_id, no, now, self._policy_for(stream_id, wish), last_ns=now)
         self._streams[stream_id] = stream
         self.store.note(StreamCreated(no, stream_id.beamtime, stream_id.source, stream_id.stream, now))
+        # A new number, unless the journal was lost and the index was not.
+        self.store.indexer.change(lambda index: index.delete_stream(no))
         for name in stream.policy.fields:
             self.store.indexer.change(functools.partial(_declare, name))
         for act in self._expected.pop(stream_id, []):
@@ -884,6 +916,10 @@ class Broker:
             for name in stream.groups:
                 self._save(stream, name)
         self.store.close()
+
+
+def _count(stream_no: int, index: Index) -> int:
+    return index.count(stream_no)
 
 
 def _declare(name: str, index: Index) -> None:

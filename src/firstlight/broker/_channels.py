@@ -299,21 +299,21 @@ class ConsumerChannel:
         connection = self._connection
         shared: list[Item] = []
         for delivery in deliveries:
-            if connection.local and connection.leased_bytes < connection.lease_quota:
-                region = self._broker.region_of(delivery.slot)
+            region = self._broker.region_of(delivery.slot)
+            if connection.may_lease(region):
                 connection.introduce(region, writable=False)
-                shared.append(_item(delivery, region.no, connection.lease(delivery.slot)))
+                shared.append(_item(delivery, region.no, connection.lease(region, delivery.slot)))
             else:
                 if shared:
                     connection.send(Deliver(self._number, tuple(shared)))
                     shared = []
-                self._send_bytes(delivery)
+                self._send_bytes(region, delivery)
         if shared:
             connection.send(Deliver(self._number, tuple(shared)))
 
-    def _send_bytes(self, delivery: Delivery) -> None:
+    def _send_bytes(self, region: MemoryRegion, delivery: Delivery) -> None:
         slot, piece = delivery.slot, delivery.piece
-        memory = self._broker.region_of(slot).view(slot)
+        memory = region.view(slot)
         batch = Batch(memory, read_header(memory))
         whole = piece.n == batch.n_messages
         payload = [memory[: batch.length]] if whole else batch.select(piece.row, piece.n)

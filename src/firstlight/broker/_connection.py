@@ -118,10 +118,9 @@ class Connection:
         #: There was no memory left for a region of its own.
         self.region_refused = False
         self._known_regions: set[int] = set()
-        self._leases: dict[int, Slot] = {}
+        self._leases: dict[int, tuple[MemoryRegion, Slot]] = {}
         self._next_lease = 1
         self.leased_bytes = 0
-        self.lease_quota = self.broker.store.pool.budget // 4
         self._welcomed = False
         self.closed = False
         self.opened_at = loop.time()
@@ -287,18 +286,25 @@ class Connection:
             self._known_regions.discard(region.no)
             self.send(RegionGone(region.no))
 
-    def lease(self, slot: Slot) -> int:
+    def may_lease(self, region: MemoryRegion) -> bool:
+        """Half of a ring may be lent; beyond that clients get copies, so that there is always room for what comes."""
+        return self.local and region.leased * 2 < region.size
+
+    def lease(self, region: MemoryRegion, slot: Slot) -> int:
         """Keep a slot for the client until it releases it."""
         slot.pin()
+        region.leased += slot.length
         self.leased_bytes += slot.length
         number, self._next_lease = self._next_lease, self._next_lease + 1
-        self._leases[number] = slot
+        self._leases[number] = (region, slot)
         return number
 
     def _release(self, leases: tuple[int, ...]) -> None:
         for number in leases:
-            slot = self._leases.pop(number, None)
-            if slot is not None:
+            lease = self._leases.pop(number, None)
+            if lease is not None:
+                region, slot = lease
+                region.leased -= slot.length
                 self.leased_bytes -= slot.length
                 self.broker.unpin(slot)
 

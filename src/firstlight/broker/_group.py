@@ -435,9 +435,10 @@ class Group:
         """Messages that will be delivered again."""
         return sum(last - first + 1 for _, first, last, _ in self._waiting)
 
-    def open_for(self, member: int) -> bool:
-        """Something may still come to this member, even if the stream is finished: others may fail with what they have."""
-        return bool(self._todo or self._waiting or any(p.member != member for p in self._pending))
+    @property
+    def drained(self) -> bool:
+        """Nothing is left to deliver, and nothing can come back: members may still fail with what they have."""
+        return not (self._todo or self._waiting or self._pending)
 
     def done_with(self, first: int, last: int) -> bool:
         """Every one of these is acknowledged or passed."""

@@ -140,7 +140,7 @@ class Subscription:
 
     def check_end(self) -> None:
         """Tell the receiver once that nothing more will come."""
-        if self.over or self.queue or self.group.open_for(self.member):
+        if self.over or self.queue or not self.group.drained:
             return
         if self.finite or self.stream.ended is not None:
             self.over = True

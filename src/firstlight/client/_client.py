@@ -395,7 +395,7 @@ class Client:
         timeout
             Seconds to wait for room, or for the service to come back, before `StreamTimeoutError`.
         finish
-            Leaving the ``with`` block finishes the stream; False leaves it open for others.
+            Leaving the ``with`` block finishes the stream, or aborts it after an exception; False leaves it open for others.
         """
         stream_id = StreamId(beamtime, source, stream)
         if header is not None:
@@ -679,7 +679,8 @@ class Producer:
         self._timeout = timeout
         self._finish = finish
         self._closed = False
-        self._loan: tuple[int, Loan, memoryview] | None = None
+        #: Address of the array, what was lent, and whether nothing else was sent since.
+        self._loan: tuple[int, Loan, bool] | None = None
 
     @property
     def stream(self) -> StreamId:
@@ -743,9 +744,14 @@ class Producer:
         FirstlightError
             If the service refused this or an earlier message.
         """
-        if self._loan is not None and isinstance(data, np.ndarray) and _address(data) == self._loan[0]:
-            self._send_loan(data, id, meta, part, parts, timestamp_ns)
-            return
+        if self._loan is not None:
+            address, loan, valid = self._loan
+            if isinstance(data, np.ndarray) and _address(data) == address:
+                if not valid:
+                    raise StreamError("this loan is no longer valid: something else was sent after it was made; lend again")
+                self._send_loan(loan, data, id, meta, part, parts, timestamp_ns)
+                return
+            self._loan = (address, loan, False)
         in_place = self._client.path == "shared memory" and _size(data) > _IN_PLACE_BYTES
         message = outgoing(data, id=id, meta=meta, spec=spec, part=part, parts=parts, timestamp_ns=timestamp_ns,
                            copy=copy and not in_place)  # fmt: skip
@@ -767,10 +773,15 @@ class Producer:
             client._nudge()
 
     def _send_loan(
-        self, data: NDArray[Any], id: int | None, meta: Mapping[str, Any] | None, part: int, parts: int, timestamp_ns: int | None
+        self,
+        loan: Loan,
+        data: NDArray[Any],
+        id: int | None,
+        meta: Mapping[str, Any] | None,
+        part: int,
+        parts: int,
+        timestamp_ns: int | None,
     ) -> None:
-        assert self._loan is not None
-        _, loan, _ = self._loan
         self._loan = None
         message = outgoing(np.empty(0, data.dtype), id=id, meta=meta, spec=ArraySpec.of(data), part=part, parts=parts,
                            timestamp_ns=timestamp_ns, copy=False)  # fmt: skip
@@ -803,7 +814,7 @@ class Producer:
                 return np.empty(shape, dtype)
         memory = self._core.loan_memory(loan)
         array = np.frombuffer(memory, np.dtype(dtype)).reshape(shape)
-        self._loan = (_address(array), loan, memory)
+        self._loan = (_address(array), loan, True)
         return array
 
     @property
@@ -891,8 +902,14 @@ class Producer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._closed:
             return
-        if error is not None:
-            self.abort(f"{type(error).__name__}: {error}"[:500])
+        if error is not None and self._finish:
+            try:
+                self.abort(f"{type(error).__name__}: {error}"[:500])
+            except FirstlightError as second:  # the error that brought us here matters more
+                logger.warning("%s could not be aborted: %s", self.stream, second)
+                self.close()
+        elif error is not None:
+            self.close()
         elif self._finish:
             self.finish()
         else:
@@ -989,9 +1006,13 @@ class Consumer:
                 f"{', '.join(known[:10]) or 'none'}",
                 stream=str(self.stream), similar=[],
             )  # fmt: skip
-        return StreamTimeoutError(
-            f"nothing came from {self.stream} for {timeout:.1f} s (last id {core.last_id}); it is not finished", stream=str(self.stream)
-        )
+        state = "it is finished" if self._client.info(
+            self.stream.source, beamtime=self.stream.beamtime, stream=self.stream.stream
+        ).finished else "it is not finished"  # fmt: skip
+        if core.n_held:
+            state += f", and {core.n_held} messages that this consumer got are not acknowledged"
+        text = f"nothing came from {self.stream} for {timeout:.1f} s (last id {core.last_id}); {state}"
+        return StreamTimeoutError(text, stream=str(self.stream), last_id=core.last_id)
 
     def _finish(self) -> None:
         """The end of the stream: confirm what was read."""

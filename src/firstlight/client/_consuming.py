@@ -320,12 +320,19 @@ class ConsumerCore:
             return
         self._settle_number += 1
         acked = tuple((first, last) for first, last in self._acked)
-        for first, last, *_ in (*acked, *self._nacked):
+        for first, last in acked:
+            self._holding.discard(first, last)
+        for first, last, _ in self._nacked:
             self._holding.discard(first, last)
         settle = Settle(self.channel, self._settle_number, acked, tuple(self._nacked))
         self._acked, self._nacked, self._n_unsaid = [], [], 0
         self._unsettled[self._settle_number] = settle
         self._outlet.send(settle)
+
+    @property
+    def n_held(self) -> int:
+        """Messages that were delivered here and are not acknowledged."""
+        return len(self._holding)
 
     @property
     def settled(self) -> bool:

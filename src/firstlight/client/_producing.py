@@ -210,7 +210,7 @@ class ProducerCore:
             self.close_batch()
             self._enqueue([row], [meta], [blob])
             return
-        if self._rows and (self._rows[0][2:4] != row[2:4] or (self._rows[0][0] == 0) != (message_id == 0)):
+        if self._rows and not _fits_behind(self._rows[-1], row):
             self.close_batch()
         if not self._rows:
             self.deadline = self._clock() + self._linger_s
@@ -356,6 +356,11 @@ class ProducerCore:
 
 #: Set aside in front of a loan for the header, the table and the metadata.
 _LOAN_HEAD = ALIGNMENT
+
+
+def _fits_behind(last: tuple[int, int, int, int, int], row: tuple[int, int, int, int, int]) -> bool:
+    """Messages of one batch are the same part of their datasets, and their ids count up, or are all left to the service."""
+    return last[2:4] == row[2:4] and (last[0] < row[0] or last[0] == row[0] == 0)
 
 
 def _padded(length: int) -> int:

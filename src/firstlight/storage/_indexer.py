@@ -61,11 +61,19 @@ class Indexer:
 
     def change(self, act: Callable[[Index], T]) -> Future[T]:
         """Run something that changes the index, behind everything queued so far."""
-        return self._behind(lambda future: _settle(future, act, self._index))
+        return self._behind(lambda future: _settle(future, self._changing(act), self._index))
 
     def ask(self, read: Callable[[Index], T]) -> Future[T]:
         """Run a query that sees everything queued so far, without holding up what comes after."""
         return self._behind(lambda future: self._readers.submit(_settle, future, read, self._index))
+
+    def _changing(self, act: Callable[[Index], T]) -> Callable[[Index], T]:
+        def change(index: Index) -> T:
+            result = act(index)
+            index.commit(self._position)
+            return result
+
+        return change
 
     def _behind(self, start: Callable[[Future[T]], object]) -> Future[T]:
         future: Future[T] = Future()
@@ -133,6 +141,7 @@ class Indexer:
         self._on_state(error)
         while not self._stopping.wait(_RETRY_S):
             try:
+                self._index.rewind()
                 for batch in self._uncommitted:
                     self._index.add(batch)
                 self._index.commit(self._position + len(self._uncommitted))

@@ -46,13 +46,15 @@ class MemoryRegion:
         Clients know the region by this number.
     """
 
-    __slots__ = ("memory", "no", "ring", "role")
+    __slots__ = ("leased", "memory", "no", "ring", "role")
 
     def __init__(self, no: int, role: Role, size: int, on_evict: Callable[[Slot], None]) -> None:
         self.no = no
         self.role = role
         self.memory = SharedMemory(size, name=f"firstlight-{role}")
         self.ring = Ring(size, on_evict=on_evict)
+        #: Bytes that clients look at, each as often as it was lent.
+        self.leased = 0
         if role is not Role.PRODUCER:  # a producer has to map it first
             self.memory.seal()
 

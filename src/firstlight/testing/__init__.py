@@ -6,6 +6,7 @@ from firstlight.testing._crystal import FrameTruth, Geometry, SyntheticCrystals,
 from firstlight.testing._eiger import EIGER_SHAPES, Faults, RecordedEiger, SimulatedEiger
 from firstlight.testing._recordings import read_cbors
 from firstlight.testing._sink import MemorySink, SentMessage, SentStream
+from firstlight.testing._thread_service import ThreadService
 
 __all__ = [
     "EIGER_SHAPES",
@@ -18,6 +19,7 @@ __all__ = [
     "SentStream",
     "SimulatedEiger",
     "SyntheticCrystals",
+    "ThreadService",
     "gap_mask",
     "read_cbors",
 ]

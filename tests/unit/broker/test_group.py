@@ -79,7 +79,7 @@ def test_deadline_attempts_and_parking() -> None:
     assert group.deliver(20.0) == []
     assert list(group.parked) == [(1, 1)] and group.counters.parked == 1
     assert group.unacknowledged(Ranges([(1, 1)])) == [(1, 1)]
-    assert not group.open_for(1)
+    assert group.drained
 
 
 def test_nack_with_delay() -> None:
@@ -126,7 +126,7 @@ def test_a_member_that_comes_back_keeps_what_it_holds() -> None:
     group.attach(8)
     group.credit(8, 10)
     assert ids_of(group.deliver(0.0)) == [5, 6]
-    assert group.open_for(8) and group.n_pending == 4
+    assert not group.drained and group.n_pending == 4
 
 
 def test_cursor_set_and_reset() -> None:
@@ -272,4 +272,4 @@ def test_an_empty_group_delivers_nothing(order: Order) -> None:
     group = Group(order=order)
     group.attach(1)
     group.credit(1, 10)
-    assert group.deliver(0.0) == [] and group.tick(0.0) is None and not group.open_for(1)
+    assert group.deliver(0.0) == [] and group.tick(0.0) is None and group.drained

@@ -1,0 +1,511 @@
+"""Every verb of the blocking client against a real service, over shared memory and over TCP."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from firstlight.broker import BrokerSettings
+from firstlight.client import Client
+from firstlight.errors import (
+    ConfigurationError,
+    ConnectionLostError,
+    DataError,
+    DuplicateIdError,
+    MessageNotFoundError,
+    QueryError,
+    StreamAbortedError,
+    StreamError,
+    StreamFinishedError,
+    StreamNotFoundError,
+    StreamTimeoutError,
+)
+from firstlight.model import ArraySpec, Compression, Keep, Policy, encode
+from firstlight.storage import StorageSettings
+
+from firstlight.testing import ThreadService
+
+LARGE = (512, 1024)
+
+
+def frame(number: int, shape: tuple[int, ...] = LARGE) -> np.ndarray:
+    return np.full(shape, number, np.uint32)
+
+
+def test_arrays_and_bytes_travel(client: Client) -> None:
+    with client.produce("det", stream="s") as out:
+        for n in range(1, 8):
+            out.send(frame(n), meta={"n": n})
+        out.send(b"some bytes")
+        out.send(np.zeros((0, 4), np.float32))
+        out.send(frame(9, (3, 5))[:, ::2])
+    messages = list(client.consume("det", stream="s"))
+    assert [m.id for m in messages] == list(range(1, 11))
+    for n, message in enumerate(messages[:7], 1):
+        assert message.meta["n"] == n and message.array.shape == LARGE and (message.array == n).all()
+        assert not message.array.flags.writeable
+        assert message.timestamp_ns <= message.sent_ns <= message.received_ns and message.stored_ns > 0
+    assert bytes(messages[7].data) == b"some bytes" and messages[7].spec is None
+    with pytest.raises(DataError, match="has no '_data_format'"):
+        messages[7].array
+    assert messages[8].array.shape == (0, 4)
+    assert (messages[9].array == 9).all() and messages[9].array.shape == (3, 3)
+
+
+def test_compressed_blobs_pass_through_untouched(client: Client) -> None:
+    image = np.arange(1000 * 100, dtype=np.uint16).reshape(100, 1000)
+    blob = encode(image, Compression.BSLZ4)
+    with client.produce("det", stream="s") as out:
+        out.send(blob, spec=ArraySpec(image.dtype, image.shape, Compression.BSLZ4))
+    (message,) = client.consume("det", stream="s")
+    assert bytes(message.data) == bytes(blob) and np.array_equal(message.array, image)
+
+
+def test_many_small_messages_travel_in_batches(client: Client, service: ThreadService) -> None:
+    with client.produce("det", stream="s") as out:
+        for n in range(5000):
+            out.send(b"%d" % n, meta={"n": n})
+    messages = list(client.consume("det", stream="s", group="g"))
+    assert [int(bytes(m.data)) for m in messages] == list(range(5000)) == [m.meta["n"] for m in messages]
+    assert service.broker.batches_in.value < 200
+    assert client.groups("det", stream="s")[0].acknowledged == 5000
+
+
+def test_a_lonely_message_does_not_wait_for_company(client: Client) -> None:
+    out = client.produce("det", stream="s", finish=False)
+    with client.consume("det", stream="s", timeout=5) as messages:
+        out.send(b"alone")
+        assert bytes(next(messages).data) == b"alone"
+    out.close()
+
+
+def test_a_reused_buffer_does_not_change_what_was_sent(client: Client) -> None:
+    buffer = np.empty(LARGE, np.uint32)
+    small = np.empty(10, np.uint8)
+    with client.produce("det", stream="s") as out:
+        for n in range(20):
+            buffer[:] = n
+            small[:] = n
+            out.send(buffer)
+            out.send(small)
+    values = [int(m.array.flat[0]) for m in client.consume("det", stream="s")]
+    assert values == [n for n in range(20) for _ in "ab"]
+
+
+def test_loaned_arrays(client: Client) -> None:
+    with client.produce("det", stream="s") as out:
+        for n in range(10):
+            array = out.loan(LARGE, np.uint32)
+            array[:] = n
+            out.send(array, meta={"n": n})
+        if client.path == "shared memory":
+            stale = out.loan(LARGE, np.uint32)
+            out.send(b"something else")
+            with pytest.raises(StreamError, match="no longer valid"):
+                out.send(stale)
+    messages = list(client.consume("det", stream="s"))
+    assert [int(m.array.flat[-1]) for m in messages[:10]] == list(range(10))
+
+
+def test_views_keep_their_memory_and_give_it_back(service: ThreadService) -> None:
+    with Client(service.url) as client:
+        with client.produce("det", stream="s", policy=Policy(keep=Keep.DISK)) as out:
+            for n in range(40):
+                out.send(frame(n))
+        with client.consume("det", stream="s") as messages:
+            kept = next(messages).array[::2, ::2]
+            for message in messages:
+                del message
+        for _ in range(2):  # push everything else through the rings
+            for message in client.consume("det", stream="s"):
+                assert (message.array == message.id - 1).all()
+                del message
+        assert (kept == 0).all()
+        assert sum(c["leased_bytes"] for c in client.status()["connections"]) > 0
+        del kept
+        gc.collect()
+        deadline = time.monotonic() + 5
+        while sum(c["leased_bytes"] for c in client.status()["connections"]) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert sum(c["leased_bytes"] for c in client.status()["connections"]) == 0
+
+
+def test_groups_share_and_followers_do_not(client: Client, service: ThreadService) -> None:
+    with client.produce("det", stream="s") as out:
+        for n in range(200):
+            out.send(b"%d" % n)
+    got: dict[str, list[int]] = {"a": [], "b": []}
+
+    def work(name: str) -> None:
+        with Client(service.url) as own:
+            for message in own.consume("det", stream="s", group="g", prefetch=4):
+                got[name].append(message.id)
+                time.sleep(0.0005)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in got]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(got["a"] + got["b"]) == list(range(1, 201)) and got["a"] and got["b"]
+    assert [m.id for m in client.consume("det", stream="s")] == list(range(1, 201))
+
+
+def test_starts_and_ids(client: Client) -> None:
+    with client.produce("det", stream="s") as out:
+        for n in range(1, 21):
+            out.send(b"x", id=n * 2)
+    assert [m.id for m in client.consume("det", stream="s", start=30)] == list(range(32, 41, 2))
+    assert [m.id for m in client.consume("det", stream="s", start="latest")] == [40]
+    assert client.get("det", 14, stream="s").id == 14
+    assert client.last("det", stream="s").id == 40
+    assert [m.id for m in client.get_many("det", [2, 3, 4, 40, 99], stream="s")] == [2, 4, 40]
+    with pytest.raises(MessageNotFoundError, match="no message 15 .* last id is 40"):
+        client.get("det", 15, stream="s")
+
+
+def test_order_of_arrival(client: Client) -> None:
+    ids = [5, 6, 1, 9, 2]
+    with client.produce("det", stream="s") as out:
+        for n in ids:
+            out.send(b"x", id=n)
+    assert [m.id for m in client.consume("det", stream="s", order="arrival")] == ids
+    assert [m.id for m in client.consume("det", stream="s")] == sorted(ids)
+
+
+def test_queries(client: Client) -> None:
+    with client.produce("det", stream="s", policy=Policy(fields=("meta.hits",))) as out:
+        for n in range(1, 301):
+            out.send(b"x", meta={"hits": n % 10, "name": f"frame {n}"})
+        out.flush()
+        assert client.find("det", "meta.hits = 9 and _id < 50", stream="s") == [9, 19, 29, 39, 49]
+        assert client.find("det", "meta.hits > 8 order by _id desc", stream="s", limit=2) == [299, 289]
+        with client.consume("det", stream="s", query="meta.hits = 3", group="threes") as found:
+            assert next(found).id == 3
+            out.send(b"x", meta={"hits": 3})
+            out.flush()
+            rest = [next(found).id for _ in range(30)]
+    assert rest == [*range(13, 301, 10), 301]
+    with pytest.raises(QueryError, match="character 9"):
+        client.find("det", "meta.hits", stream="s")
+    with pytest.raises(QueryError):
+        next(client.consume("det", stream="s", query="meta.hits >"))
+
+
+def test_manual_acknowledgement_and_redelivery(client: Client) -> None:
+    with client.produce("det", stream="s") as out:
+        for _ in range(3):
+            out.send(b"x")
+    seen = []
+    for message in client.consume("det", stream="s", group="g", ack="manual", max_attempts=3):
+        seen.append((message.id, message.attempt))
+        if message.id == 2 and message.attempt < 3:
+            message.nack(delay_s=0.01)
+        else:
+            message.ack()
+    assert seen == [(1, 1), (2, 1), (3, 1), (2, 2), (2, 3)]
+    assert client.unacknowledged("det", "g", stream="s") == []
+
+
+def test_what_is_never_acknowledged_is_parked(client: Client) -> None:
+    with client.produce("det", stream="s") as out:
+        for _ in range(3):
+            out.send(b"x")
+    attempts = [
+        m.attempt
+        for m in client.consume("det", stream="s", group="g", ack="manual", max_attempts=2, redeliver_after=0.1)
+        if m.id == 2 or m.ack()
+    ]
+    assert attempts == [1, 2]
+    assert client.unacknowledged("det", "g", stream="s") == [2]
+    (group,) = client.groups("det", stream="s")
+    assert (group.parked, group.acknowledged) == (1, 2)
+
+
+def test_break_and_come_back(client: Client) -> None:
+    with client.produce("det", stream="s") as out:
+        for _ in range(20):
+            out.send(b"x")
+    with client.consume("det", stream="s", group="g") as messages:
+        for message in messages:
+            if message.id == 7:
+                break
+    assert [m.id for m in client.consume("det", stream="s", group="g")] == list(range(7, 21))
+
+
+def test_cursors(client: Client) -> None:
+    with client.produce("det", stream="s") as out:
+        for _ in range(10):
+            out.send(b"x")
+    read = [m.id for m in client.consume("det", stream="s", group="g")]
+    client.set_cursor("det", "g", 7, stream="s")
+    assert [m.id for m in client.consume("det", stream="s", group="g")] == [8, 9, 10]
+    client.reset("det", "g", stream="s")
+    assert [m.id for m in client.consume("det", stream="s", group="g")] == read
+    with pytest.raises(LookupError, match="no group 'h'"):
+        client.unacknowledged("det", "h", stream="s")
+
+
+def test_one_group_reads_in_one_way(client: Client) -> None:
+    with client.produce("det", stream="s") as out:
+        out.send(b"x")
+    list(client.consume("det", stream="s", group="g"))
+    with pytest.raises(StreamError, match="reads in order of id; it cannot also read in order of arrival"):
+        next(client.consume("det", stream="s", group="g", order="arrival"))
+
+
+def test_datasets_complete_and_incomplete(client: Client) -> None:
+    with client.produce("det", stream="s", finish=False) as out:
+        for n in range(1, 31):
+            for part in (1, 2, 3):
+                if (n, part) != (4, 2):
+                    out.send(frame(n * 10 + part, (300, 300)), id=n, part=part, parts=3)
+    with pytest.raises(StreamError, match="holds datasets of 3 parts"), client.produce("det", stream="s", finish=False) as again:
+        again.send(b"x", id=99)
+        again.flush()
+    with client.produce("det", stream="s"):
+        pass
+    complete = list(client.consume("det", stream="s", group="g", datasets=True))
+    assert [d.id for d in complete] == [n for n in range(1, 31) if n != 4]
+    assert all(d.complete and [int(m.array[0, 0]) for m in d] == [d.id * 10 + p for p in (1, 2, 3)] for d in complete)
+    partial = {d.id: d for d in client.consume("det", stream="s", datasets=True, min_parts=2)}
+    assert len(partial) == 30 and not partial[4].complete and sorted(partial[4].messages) == [1, 3]
+    one_by_one = [(m.id, m.part) for m in client.consume("det", stream="s", group="h")]
+    assert len(one_by_one) == 29 * 3
+
+
+def test_identical_duplicates_are_counted_others_refused(client: Client) -> None:
+    with client.produce("det", stream="s", finish=False) as out:
+        out.send(b"same", id=1, meta={"a": 1})
+        out.send(b"same", id=1, meta={"a": 1})
+        out.flush()
+        assert out.n_duplicates == 1
+        out.send(b"other", id=1, meta={"a": 1})
+        with pytest.raises(DuplicateIdError, match="already have record with same id"):
+            out.flush()
+        out.send(b"two", id=2)
+        out.flush()
+    assert client.info("det", stream="s").n_messages == 2
+
+
+def test_part_of_a_batch_may_be_known(client: Client) -> None:
+    with client.produce("det", stream="s", finish=False) as out:
+        for n in (3, 4, 8):
+            out.send(b"%d" % n, id=n)
+        out.flush()
+    with client.produce("det", stream="s") as out:
+        for n in range(1, 11):
+            out.send(b"%d" % n, id=n)
+        out.flush()
+        assert out.n_duplicates == 3
+    assert [(m.id, bytes(m.data)) for m in client.consume("det", stream="s")] == [(n, b"%d" % n) for n in range(1, 11)]
+
+
+def test_the_end_of_a_stream(client: Client) -> None:
+    with client.produce("det", stream="a") as out:
+        out.send(b"x")
+        out.finish(next_stream="b")
+    messages = client.consume("det", stream="a")
+    assert len(list(messages)) == 1 and messages.next_stream == "b"
+    with pytest.raises(StreamFinishedError, match="is finished"), client.produce("det", stream="a", finish=False) as out:
+        out.send(b"more")
+        out.flush()
+    with pytest.raises(ZeroDivisionError), client.produce("det", stream="c") as out:
+        out.send(b"x")
+        raise ZeroDivisionError("the beam is gone")
+    got = []
+    with pytest.raises(StreamAbortedError, match="the beam is gone"):
+        for message in client.consume("det", stream="c"):
+            got.append(message.id)
+    assert got == [1]
+    assert client.info("det", stream="c").aborted == "ZeroDivisionError: the beam is gone"
+
+
+def test_an_empty_stream_ends_at_once(client: Client) -> None:
+    with client.produce("det", stream="s"):
+        pass
+    assert list(client.consume("det", stream="s", group="g")) == []
+
+
+def test_stalls_and_misspelt_names_are_different(client: Client) -> None:
+    out = client.produce("det", stream="s", finish=False)
+    out.send(b"x")
+    with pytest.raises(StreamTimeoutError, match=r"nothing came .*last id 1"):
+        for _ in client.consume("det", stream="s", timeout=0.2):
+            pass
+    with pytest.raises(StreamNotFoundError, match="no stream commissioning/dett/s.*det"):
+        next(client.consume("dett", stream="s", timeout=0.2))
+    with pytest.raises(StreamNotFoundError, match="did you mean commissioning/det/s"):
+        client.info("dett", stream="s")
+    out.close()
+
+
+def test_a_consumer_may_come_first(client: Client, service: ThreadService) -> None:
+    got = []
+
+    def read() -> None:
+        with Client(service.url) as own:
+            got.extend(m.id for m in own.consume("det", stream="later", group="g", timeout=10))
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    time.sleep(0.2)
+    with client.produce("det", stream="later") as out:
+        out.send(b"x")
+    thread.join()
+    assert got == [1]
+
+
+def test_the_newest_only(client: Client) -> None:
+    with client.produce("det", stream="s", finish=False) as out:
+        for _ in range(50):
+            out.send(b"x")
+        out.flush()
+        with client.monitor("det", stream="s") as newest:
+            assert next(newest).id == 50
+            for _ in range(5):
+                out.send(b"x")
+            out.flush()
+            out.send(b"x")
+            out.flush()
+            ids = [next(newest).id]
+            while ids[-1] < 56:
+                ids.append(next(newest).id)
+            assert ids == sorted(set(ids))
+
+
+def test_metadata_of_streams_and_beamtimes(client: Client) -> None:
+    with client.produce("det", stream="s", header={"entry": {"distance": {"()": 0.1}}}) as out:
+        out.send(b"x")
+    assert client.meta("det", stream="s") == {"entry": {"distance": {"()": 0.1}}}
+    client.set_meta("det", {"entry": {"wavelength": {"()": 1.0}}}, stream="s", mode="update")
+    assert client.meta("det", stream="s") == {"entry": {"distance": {"()": 0.1}, "wavelength": {"()": 1.0}}}
+    assert client.meta("det") is None
+    client.set_meta("det", {"proposal": 7}, beamtime="bt")
+    assert client.meta("det", beamtime="bt") == {"proposal": 7}
+    with pytest.raises(StreamError, match="cannot insert"):
+        client.set_meta("det", {}, beamtime="bt", mode="insert")
+    with pytest.raises(StreamError, match="does not exist"):
+        client.set_meta("det", {}, beamtime="bt2", mode="update", upsert=False)
+
+
+def test_lists(client: Client) -> None:
+    for source, stream in (("a", "1"), ("b", "1"), ("a", "2")):
+        with client.produce(source, stream=stream, finish=stream == "1") as out:
+            out.send(b"x")
+    assert client.beamtimes() == ["commissioning"] and client.sources() == ["a", "b"]
+    assert [(s.source, s.stream) for s in client.streams()] == [("a", "1"), ("b", "1"), ("a", "2")]
+    assert [s.stream for s in client.streams("a", state="unfinished")] == ["2"]
+    assert [s.stream for s in client.streams("a", from_stream="2")] == ["2"]
+    assert client.streams("nobody") == []
+
+
+def test_deleting(client: Client) -> None:
+    with client.produce("det", stream="s") as out:
+        out.send(frame(1))
+    assert client.delete("det", stream="s") is True
+    assert client.delete("det", stream="s") is False
+    assert client.streams() == []
+    with client.produce("det", stream="s") as out:
+        out.send(frame(2))
+    assert [int(m.array.flat[0]) for m in client.consume("det", stream="s")] == [2]
+
+
+def test_everything_survives_a_restart(service: ThreadService) -> None:
+    with Client(service.url) as client:
+        with client.produce("det", stream="s", ack="written", header={"h": 1}) as out:
+            for n in range(1, 11):
+                out.send(frame(n), meta={"n": n})
+        with client.consume("det", stream="s", group="g") as messages:
+            for message in messages:
+                if message.id == 4:
+                    break
+            messages.flush()
+    service.restart()
+    with Client(service.url) as client:
+        assert client.meta("det", stream="s") == {"h": 1}
+        assert [m.id for m in client.consume("det", stream="s", group="g")] == [4, 5, 6, 7, 8, 9, 10]
+        assert all((m.array == m.meta["n"]).all() for m in client.consume("det", stream="s"))
+        assert client.find("det", "meta.n >= 9", stream="s") == [9, 10]
+
+
+def test_clients_live_through_a_restart(service: ThreadService) -> None:
+    got: list[int] = []
+
+    def read() -> None:
+        with Client(service.url) as own:
+            got.extend(m.id for m in own.consume("det", stream="s", group="g", timeout=20))
+
+    thread = threading.Thread(target=read)
+    with Client(service.url) as client:
+        with client.produce("det", stream="s", ack="written") as out:
+            thread.start()
+            for n in range(1, 101):
+                if n in (30, 60):
+                    service.restart()
+                out.send(frame(n), id=n)
+        assert client.info("det", stream="s").n_messages == 100
+    thread.join()
+    assert sorted(set(got)) == list(range(1, 101))
+
+
+def test_only_what_somebody_asked_for_is_kept(service: ThreadService) -> None:
+    with Client(service.url) as client:
+        with client.produce("det", stream="s", policy=Policy(keep=Keep.ASKED)) as out:
+            for n in range(1, 11):
+                out.send(frame(n, (300, 300)), id=n)
+        assert client.keep("det", [3, 7], stream="s") == 2
+    service.restart()
+    with Client(service.url) as client:
+        messages = client.consume("det", stream="s")
+        assert [int(m.array.flat[0]) for m in messages] == [3, 7]
+        assert messages.lost == 8
+
+
+def test_wrong_arguments_are_told_at_once(client: Client) -> None:
+    out = client.produce("det", stream="s", finish=False)
+    for arguments, text in [
+        ({"id": 0}, "ids count from 1"),
+        ({"id": 2**63}, "ids count from 1"),
+        ({"part": 2, "parts": 1}, "part 2 of 1"),
+        ({"part": 1, "parts": 2}, "need an id"),
+        ({"meta": {"x": object()}}, "cannot hold a object"),
+        ({"meta": [1]}, "is a dictionary"),
+    ]:
+        with pytest.raises(DataError, match=text):
+            out.send(b"x", **arguments)
+    with pytest.raises(ConfigurationError, match="ack='auto'"):
+        client.consume("det", stream="s", ack="maybe")
+    with pytest.raises(ConfigurationError, match="cannot acknowledge messages as written"):
+        client.produce("mem", stream="s", ack="written", policy=Policy(keep=Keep.MEMORY))
+    with pytest.raises(ConfigurationError, match="cannot contain '/'"):
+        client.produce("a/b", stream="s")
+    with pytest.raises(DataError, match="takes up to"):
+        out.send(np.zeros(40 << 20, np.uint8))
+        out.flush()
+    out.send(b"still works")
+    out.flush()
+    out.close()
+
+
+def test_nobody_there() -> None:
+    with pytest.raises(ConnectionLostError, match=r"no service at 127.0.0.1:9 .*firstlight serve"):
+        Client("firstlight://127.0.0.1:9")
+    with pytest.raises(ConfigurationError, match="not the address of a service"):
+        Client("http://127.0.0.1:9")
+
+
+def test_a_service_that_stays_away(tmp_path: Path) -> None:
+    service = ThreadService(tmp_path, BrokerSettings(storage=StorageSettings(memory_bytes=64 << 20)))
+    with Client(service.url, reconnect_timeout=0.3) as client:
+        out = client.produce("det", stream="s", finish=False)
+        service.stop()
+        with pytest.raises(ConnectionLostError, match="no service at"):
+            for _ in range(1000):
+                out.send(b"x")
+                time.sleep(0.005)
