@@ -6,14 +6,19 @@ import contextlib
 import fcntl
 import mmap
 import os
+from pathlib import Path
 
 import numpy as np
 
 from firstlight.errors import StorageError
 
-__all__ = ["SharedMemory"]
+__all__ = ["SharedMemory", "available_memory"]
 
-# Since Linux 5.1: nobody can map it writable any more, mappings that exist stay writable. Not in Python's fcntl before 3.13.
+_MEMINFO = Path("/proc/meminfo")
+_CONTROL_GROUPS = Path("/sys/fs/cgroup")
+
+# Since Linux 5.1: nobody can map it writable any more, mappings that exist stay writable. Not in Python's fcntl before
+# 3.13.
 _F_SEAL_FUTURE_WRITE = 0x0010
 
 
@@ -34,6 +39,14 @@ class SharedMemory:
 
     def __init__(self, size: int, *, name: str = "firstlight") -> None:
         self.size = size
+        free = available_memory()
+        if size > free:
+            # The kernel would not refuse: it would hand memory out to the last page, and then kill somebody.
+            raise StorageError(
+                f"cannot take {size >> 20} MiB of shared memory: only {free >> 20} MiB are free; give the service less",
+                size=size,
+                available=free,
+            )
         try:
             self.fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         except OSError as error:
@@ -68,3 +81,37 @@ class SharedMemory:
             self.view = memoryview(b"")
             with contextlib.suppress(BufferError):  # somebody still holds a view
                 self._map.close()
+
+
+def available_memory() -> int:
+    """Bytes that can be taken now: what the kernel estimates, or less if a container or a batch job may use less.
+
+    Limits are read from version 2 of control groups (Linux kernel documentation, "Control Group v2", memory interface
+    files); a process in a nested group is held to its own limit and to those above it.
+    """
+    fields = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    return max(0, min([free, *_free_in_groups()]))
+
+
+def _free_in_groups() -> list[int]:
+    own = next((line[3:] for line in _read("/proc/self/cgroup").splitlines() if line.startswith("0::")), "/")
+    group = _CONTROL_GROUPS / own.strip().lstrip("/")
+    free = []
+    for folder in (group, *group.parents):
+        limit = _read(folder / "memory.max").strip()
+        if limit.isdecimal():
+            used = int(_read(folder / "memory.current") or 0)
+            stat = dict(line.split(" ", 1) for line in _read(folder / "memory.stat").splitlines())
+            cached = int(stat.get("file", 0)) - int(stat.get("shmem", 0))  # goes when somebody needs the room
+            free.append(int(limit) - used + cached)
+        if folder == _CONTROL_GROUPS:
+            break
+    return free
+
+
+def _read(path: str | Path) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:  # no such controller, or none at all
+        return ""
