@@ -19,6 +19,7 @@ from firstlight.errors import (
     DuplicateIdError,
     MessageNotFoundError,
     QueryError,
+    ServiceRefusedError,
     StreamAbortedError,
     StreamError,
     StreamFinishedError,
@@ -491,6 +492,25 @@ def test_wrong_arguments_are_told_at_once(client: Client) -> None:
     out.send(b"still works")
     out.flush()
     out.close()
+
+
+def test_who_keeps_the_memory_that_others_need_is_cut_off(tmp_path: Path) -> None:
+    policy = Policy(keep=Keep.MEMORY)
+    with ThreadService(tmp_path, BrokerSettings(StorageSettings(64 << 20), policy), stall_timeout_s=0.3) as service:
+        with Client(service.url) as other, Client(service.url) as greedy:
+            with other.produce("det", stream="s", finish=False) as out:
+                for n in range(6):
+                    out.send(frame(n))
+                out.flush()
+                reader = greedy.consume("det", stream="s", timeout=10)
+                kept = [next(reader) for _ in range(6)]
+                with pytest.raises(ServiceRefusedError, match="shared memory|cut this client off"):
+                    for n in range(3000):
+                        out.send(np.zeros(7 << 20, np.uint8))
+                        kept.append(next(reader))
+                out.send(frame(1))
+                out.flush()
+            assert other.status()["counters"]["connections_cut_off"] == 1
 
 
 def test_nobody_there() -> None:

@@ -132,6 +132,8 @@ class Broker:
         self._reading: dict[tuple[int, int], list[Subscription]] = {}
         self._starved: dict[Subscription, None] = {}
         self._room_wanted: list[Callable[[], None]] = []
+        #: Rings in which a producer waits for room, and since when.
+        self.short_since: dict[MemoryRegion, float] = {}
         self._queries_running: set[tuple[int, str]] = set()
         self._closed = False
         self._measure()
@@ -551,7 +553,11 @@ class Broker:
             region = pool.shared_region(pool.role_for(n_bytes))
         slot = region.ring.reserve(n_bytes * times) if times > 1 else None
         slot = slot or region.ring.reserve(n_bytes)
-        return None if slot is None else (region, slot)
+        if slot is None:
+            self.short_since.setdefault(region, self._clock())
+            return None
+        self.short_since.pop(region, None)
+        return region, slot
 
     def when_room(self, act: Callable[[], None]) -> None:
         """Call `act` once, when some memory may have become free."""

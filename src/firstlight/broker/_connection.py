@@ -299,6 +299,10 @@ class Connection:
         self._leases[number] = (region, slot)
         return number
 
+    def leased_in(self, region: MemoryRegion) -> int:
+        """Bytes of a region that the client looks at."""
+        return sum(slot.length for its_region, slot in self._leases.values() if its_region is region)
+
     def _release(self, leases: tuple[int, ...]) -> None:
         for number in leases:
             lease = self._leases.pop(number, None)

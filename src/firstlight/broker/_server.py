@@ -17,7 +17,7 @@ import msgspec
 
 from firstlight.broker._broker import Broker
 from firstlight.broker._connection import Connection
-from firstlight.errors import ConnectionLostError, FirstlightError, StreamNotFoundError
+from firstlight.errors import ConnectionLostError, FirstlightError, ServiceRefusedError, StreamNotFoundError
 from firstlight.model import StreamId
 from firstlight.storage._pool import MemoryRegion
 from firstlight.wire import (
@@ -180,6 +180,24 @@ class Server:
             if since is not None and now - since > self.settings.stall_timeout_s:
                 self.n_cut_off.add()
                 connection.close(f"took nothing for {now - since:.0f} s although messages wait for it")
+        for region, since in list(self.broker.short_since.items()):
+            if now - since > self.settings.stall_timeout_s and region.leased * 4 > region.size:
+                self._cut_off_holder(region)
+
+    def _cut_off_holder(self, region: MemoryRegion) -> None:
+        """A producer waits because clients keep shared memory: the one that keeps most has to go."""
+        holder = max(self.connections, key=lambda connection: connection.leased_in(region), default=None)
+        held = holder.leased_in(region) if holder is not None else 0
+        if holder is None or not held:
+            return
+        self.n_cut_off.add()
+        self.broker.short_since.pop(region, None)
+        holder.refuse(
+            ServiceRefusedError(
+                f"this client looks at {held >> 20} MiB of shared memory for more than {self.settings.stall_timeout_s:.0f} s while "
+                "a producer waits for room. Keep copies (message.array.copy()) instead of messages"
+            )
+        )
 
     # -- Host -------------------------------------------------------------------------------------------------------
 

@@ -42,6 +42,7 @@ from firstlight.errors import (
     MessageEvictedError,
     MessageNotFoundError,
     RemoteProtocolError,
+    ServiceRefusedError,
     StreamError,
     StreamNotFoundError,
     StreamTimeoutError,
@@ -199,7 +200,9 @@ class Client:
                 return
             except (OSError, RemoteProtocolError) as error:
                 reason = error
-            if not self._closing:
+            if self._session.refused is not None:
+                self._give_up(self._session.refused)
+            elif not self._closing:
                 self._reconnect(reason)
 
     def _serve(self) -> None:
@@ -311,6 +314,9 @@ class Client:
                     self._session.refused = None
                     self._sock = self._connect(self._connect_timeout)
                 break
+            except ServiceRefusedError as error:
+                self._give_up(error)
+                return
             except FirstlightError as error:
                 if time.monotonic() > deadline:
                     self._give_up(ConnectionLostError(f"{error} (tried for {self._reconnect_timeout:.0f} s)"))

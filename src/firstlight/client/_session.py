@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from firstlight.client._consuming import ConsumerCore
 from firstlight.client._producing import Outlet, ProducerCore
-from firstlight.errors import FirstlightError, RemoteProtocolError
+from firstlight.errors import FirstlightError, RemoteProtocolError, ServiceRefusedError
 from firstlight.model import Buffer
 from firstlight.wire import (
     PROTOCOL_VERSION,
@@ -139,6 +139,8 @@ class Session(Outlet):
         #: Channels whose owner was garbage-collected; closed at the next tick.
         self.abandoned: deque[ConsumerCore] = deque()
         self.connected = False
+        #: The service whose memory we have looked at.
+        self._shares_with = ""
 
     def _new_reader(self) -> FrameReader[FromService]:
         return FrameReader(decode_from_service, self._place, max_payload=_MAX_PAYLOAD)
@@ -175,6 +177,9 @@ class Session(Outlet):
         self.connected = False
         self.outbox.clear()
         self.outbox_bytes = 0
+        for channel in self.channels.values():
+            if isinstance(channel, ProducerCore):
+                channel.disconnected()
 
     # -- Outlet -----------------------------------------------------------------------------------------------------
 
@@ -197,6 +202,8 @@ class Session(Outlet):
     def lease(self, item: Item) -> memoryview:
         """A view of a leased piece of shared memory; the lease goes back when the last view of it is gone."""
         memory = self.memory(item.region)
+        assert self.welcome is not None
+        self._shares_with = self.welcome.service
         # The array between the mapping and every view is what is watched: views keep it alive, the mapping does not.
         base = np.frombuffer(memory[item.offset : item.offset + item.length], np.uint8)
         number, returned, epoch = item.lease, self._returned, self._epoch
@@ -228,7 +235,7 @@ class Session(Outlet):
                 self._regions.pop(message.region, None)
                 return False
             case Welcome():
-                self.welcome = message
+                self._welcomed(message)
             case Refused():
                 self.refused = message.error.error()
             case Answer() | Failed():
@@ -240,6 +247,14 @@ class Session(Outlet):
             case _:
                 return self._to_channel(message, payload)
         return True
+
+    def _welcomed(self, message: Welcome) -> None:
+        if message.service == self._shares_with:
+            # It is alive and closed the connection, so it uses the memory again that our views look at.
+            self.refused = ServiceRefusedError(
+                "the service cut this client off and may have overwritten messages that it still looks at; its log says why"
+            )
+        self.welcome = message
 
     def _to_channel(self, message: Any, payload: memoryview | None) -> bool:
         channel = self.channels.get(message.channel)
