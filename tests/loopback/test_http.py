@@ -11,8 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from firstlight.broker import BrokerSettings
-from firstlight.broker._server import ServerSettings
+from firstlight.broker import BrokerSettings, ServerSettings
 from firstlight.broker._service import HttpSettings, Service, ServiceSettings
 from firstlight.client import Client
 from firstlight.errors import ConnectionLostError, DuplicateIdError, StorageError

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from firstlight.broker import BrokerSettings
-from firstlight.broker._server import ServerSettings
+from firstlight.broker import BrokerSettings, ServerSettings
 from firstlight.broker._service import HttpSettings, ServiceSettings
 from firstlight.errors import ConfigurationError
 from firstlight.model import Keep, Policy, WhenFull
