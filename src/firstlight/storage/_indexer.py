@@ -38,7 +38,6 @@ class Indexer:
         self._queue: queue.SimpleQueue[IndexedBatch | Callable[[], object] | None] = queue.SimpleQueue()
         self._uncommitted: list[IndexedBatch] = []
         self._position = index.position()
-        self._failing = False
         self._stopping = threading.Event()
         # One thread each adds to these, so neither needs a lock.
         self._bytes_queued = 0
@@ -99,7 +98,11 @@ class Indexer:
                 continue
             if isinstance(item, IndexedBatch):
                 self._add(item)
-                deadline = deadline or time.monotonic() + _COMMIT_EVERY_S
+                now = time.monotonic()
+                deadline = deadline or now + _COMMIT_EVERY_S
+                if now >= deadline:  # the queue may never be empty
+                    self._commit()
+                    deadline = None
                 continue
             self._commit()
             deadline = None
@@ -112,12 +115,15 @@ class Indexer:
         try:
             self._index.add(batch)
         except DataError as error:
-            self._uncommitted.pop()
-            self._bytes_done += len(batch.metas_json)
-            self.rejected += len(batch.ids)
-            logger.error("%d messages cannot be searched: %s", len(batch.ids), error)
+            self._reject(batch, error)
         except StorageError as error:
             self._start_again(error)
+
+    def _reject(self, batch: IndexedBatch, error: DataError) -> None:
+        self._uncommitted.remove(batch)
+        self._bytes_done += len(batch.metas_json)
+        self.rejected += len(batch.ids)
+        logger.error("%d messages cannot be searched: %s", len(batch.ids), error)
 
     def _commit(self) -> None:
         if not self._uncommitted:
@@ -141,16 +147,23 @@ class Indexer:
         self._on_state(error)
         while not self._stopping.wait(_RETRY_S):
             try:
-                self._index.rewind()
-                for batch in self._uncommitted:
-                    self._index.add(batch)
-                self._index.commit(self._position + len(self._uncommitted))
+                self._feed_again()
             except StorageError as again:
                 logger.debug("still: %s", again)
                 continue
-            break
-        self._done()
-        self._on_state(None)
+            self._done()
+            self._on_state(None)
+            return
+        logger.error("stopping with %d batches not indexed", len(self._uncommitted))
+
+    def _feed_again(self) -> None:
+        self._index.rewind()
+        for batch in list(self._uncommitted):
+            try:
+                self._index.add(batch)
+            except DataError as error:  # it came when the trouble began, and nobody has looked at it yet
+                self._reject(batch, error)
+        self._index.commit(self._position + len(self._uncommitted))
 
 
 def _settle(future: Future[T], act: Callable[[Index], T], index: Index) -> None:
@@ -158,7 +171,7 @@ def _settle(future: Future[T], act: Callable[[Index], T], index: Index) -> None:
         return
     try:
         result = act(index)
-    except Exception as error:  # handed to whoever waits for the future
+    except Exception as error:  # noqa: BLE001 - handed to whoever waits for the future
         future.set_exception(error)
     else:
         future.set_result(result)
