@@ -130,6 +130,7 @@ class Client:
         self._awake_until = 0.0
         self._want_write = False
         self._closing = False
+        self._closed = False
         self._lost: FirstlightError | None = None
         #: How the service is reached: ``shared memory`` or ``tcp``.
         self.path: Literal["shared memory", "tcp"] = "tcp"
@@ -649,8 +650,9 @@ class Client:
 
     def close(self) -> None:
         """Close the connection; producers and consumers that are still open end without finishing their streams."""
-        if self._closing and not self._thread.is_alive():
+        if self._closed:
             return
+        self._closed = True
         with self._lock:
             for channel in list(self._session.channels.values()):
                 if isinstance(channel, ConsumerCore):
@@ -662,7 +664,9 @@ class Client:
         self._wake()
         self._thread.join()
         self._sock.close()
-        for fd in (self._wake_receive, self._wake_send):
+        pipe = (self._wake_receive, self._wake_send)
+        self._wake_receive = self._wake_send = -1  # somebody may still want to wake a thread that is gone
+        for fd in pipe:
             os.close(fd)
 
     def __enter__(self) -> Self:
