@@ -16,7 +16,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeAlias
+from typing import Annotated, BinaryIO, Protocol, TypeAlias
 
 import msgspec
 
@@ -45,6 +45,11 @@ _FRAME = struct.Struct("<II")
 _MAX_ENTRY = 256 * 1024 * 1024
 
 
+#: Numbers as the order in memory holds them: larger ones were never written by us, whatever the checksum says.
+_U63: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+_U32: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]
+
+
 class _Entry(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
     """Base of what the journal holds; a tag tells the kinds apart."""
 
@@ -66,16 +71,16 @@ class BatchStored(_Entry, tag=2):
     """
 
     stream_no: int
-    batch: int
-    runs: tuple[tuple[int, int, int], ...]
-    part: int
-    parts: int
+    batch: _U63
+    runs: tuple[tuple[_U63, _U32, _U32], ...]
+    part: _U32
+    parts: _U32
     producer: int
     sequence: int
     stored_ns: int
-    length: int
-    segment: int = 0
-    offset: int = 0
+    length: _U63
+    segment: _U63 = 0
+    offset: _U63 = 0
 
 
 class StreamEnded(_Entry, tag=3):
@@ -131,7 +136,7 @@ class BytesLost(_Entry, tag=8):
 
 
 class SegmentKnown(_Entry, tag=9):
-    """Everything in this segment file before byte ``end`` was entered in the journal, streams deleted since included."""
+    """All before byte ``end`` of this segment file was entered in the journal, streams deleted since included."""
 
     segment: int
     beamtime: str

@@ -37,6 +37,7 @@ MAGIC_SIZE, FRAME_SIZE = 16, 8
 
 u63 = st.integers(0, (1 << 63) - 1)
 u64 = st.integers(0, (1 << 64) - 1)
+u32 = st.integers(0, (1 << 32) - 1)
 names = st.text(max_size=20)
 intervals = st.lists(st.tuples(u63, u63), max_size=3).map(tuple)
 entries = st.one_of(
@@ -45,14 +46,14 @@ entries = st.one_of(
         BatchStored,
         u63,
         u63,
-        st.lists(st.tuples(u63, u63, u63), max_size=3).map(tuple),
-        u63,
-        u63,
+        st.lists(st.tuples(u63, u32, u32), max_size=3).map(tuple),
+        u32,
+        u32,
         u64,
         u64,
         u63,
         u63,
-        st.integers(-1, 1 << 62),
+        u63,
         u63,
     ),
     st.builds(StreamEnded, u63, u63, u63, st.none() | names, st.none() | names),

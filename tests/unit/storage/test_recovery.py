@@ -8,6 +8,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from firstlight.errors import CorruptError, DiskFullError
@@ -531,3 +532,35 @@ def test_entries_of_unknown_streams_are_stepped_over(tmp_path: Path) -> None:
     found = recover(tmp_path)
     assert found.streams.keys() == {10}
     assert (found.next_stream_no, found.next_segment) == (11, 6)
+
+
+@pytest.mark.parametrize("field", ["batch", "part", "parts", "length", "segment", "offset", "first_id", "count", "row"])
+@pytest.mark.parametrize("value", [-1, 1 << 63, (1 << 64) - 1])
+def test_impossible_numbers_with_a_right_checksum_end_the_journal(root: Path, field: str, value: int) -> None:
+    """No memory, no file and no order has so much; nothing is taken for it, and nothing before it is lost."""
+    run = {"first_id": 50, "count": 1, "row": 0}
+    run |= {field: value} if field in run else {}
+    entry = BatchStored(1, 2, (tuple(run.values()),), 0, 1, 0, 0, 1, 200, 1, 2 * PAGE)  # type: ignore[arg-type]
+    if field not in run:
+        entry = msgspec.structs.replace(entry, **{field: value})
+    size = (root / "journal").stat().st_size
+    journal = LocalJournal(root / "journal")
+    journal.append([entry])
+    journal.close()
+    found = recover(root)
+    assert stored_ids(found, SCAN) == {1, 2, 3, 4}
+    assert found.report.lines()[0].startswith("dropped the last ")
+    assert f"at byte {size}: an entry cannot be read (Expected `int`" in found.report.lines()[0]
+
+
+def test_places_behind_the_end_of_any_file_are_gone(root: Path) -> None:
+    journal = LocalJournal(root / "journal")
+    most = (1 << 63) - 1
+    journal.append([BatchStored(1, 2, ((most - 5, 5, 0),), 0, 1, 0, 0, 1, most, 1, most)])
+    journal.append([BatchStored(1, 3, ((60, 2, 0),), 0, 1, 0, 0, 1, most, most, 0)])
+    journal.close()
+    found = recover(root)
+    assert stored_ids(found, SCAN) == {1, 2, 3, 4}
+    assert found.report.lost_batches == 2
+    write_compact(root, found).close()
+    assert stored_ids(recover(root), SCAN) == {1, 2, 3, 4}
