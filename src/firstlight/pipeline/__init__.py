@@ -1,0 +1,105 @@
+"""Analysis of streams: how messages become events, what is done with each, and how results are added up.
+
+::
+
+    saxs = Pipeline("saxs", inputs=["eiger"], worker=Integrate(center_px=(32.0, 40.0)), reducer=MeanProfile)
+    replayed = run(saxs, Segments("/data/11016754"), on=Inline()).result()
+    running = run(saxs, Live("firstlight://localhost:8410", stream="scan_0042"), on=Processes(4))
+
+A run gives the same answer wherever it runs, in whatever order messages arrive, and when worker processes are killed.
+"""
+
+from __future__ import annotations
+
+from firstlight.model._event import Event
+from firstlight.model._view import Axis, Image, Line, Scalar, Table, Temporality, Text, View
+from firstlight.pipeline._align import Align, Aligner, ByIndex, Incomplete, Ready
+from firstlight.pipeline._assign import Assignment, Dispatch
+from firstlight.pipeline._inline import Inline
+from firstlight.pipeline._live import Live
+from firstlight.pipeline._pipeline import Pipeline, Reducer, Worker
+from firstlight.pipeline._processes import Processes
+from firstlight.pipeline._records import Record, UserError, from_message
+from firstlight.pipeline._reduction import EventError, Stats
+from firstlight.pipeline._run import Executor, OnView, Run, State
+from firstlight.pipeline._segments import Segments
+from firstlight.pipeline._sources import Arrival, Ended, Items, OpenSource, Source, Tidings
+
+__all__ = [
+    "Align",
+    "Aligner",
+    "Arrival",
+    "Assignment",
+    "Axis",
+    "ByIndex",
+    "Dispatch",
+    "Ended",
+    "Event",
+    "EventError",
+    "Executor",
+    "Image",
+    "Incomplete",
+    "Inline",
+    "Items",
+    "Line",
+    "Live",
+    "OnView",
+    "OpenSource",
+    "Pipeline",
+    "Processes",
+    "Ready",
+    "Record",
+    "Reducer",
+    "Run",
+    "Scalar",
+    "Segments",
+    "Source",
+    "State",
+    "Stats",
+    "Table",
+    "Temporality",
+    "Text",
+    "Tidings",
+    "UserError",
+    "View",
+    "Worker",
+    "from_message",
+    "run",
+]
+
+_INLINE = Inline()
+
+
+def run(
+    pipeline: Pipeline,
+    source: Source,
+    *,
+    on: Executor = _INLINE,
+    on_view: OnView | None = None,
+    view_every_s: float = 1.0,
+) -> Run:
+    """Run a pipeline.
+
+    Parameters
+    ----------
+    source
+        Where the messages come from: `Live`, `Segments` or `Items`.
+    on
+        Where the worker runs: `Inline`, `Processes`.
+    on_view
+        Called with what the reducer shows, when that has changed, and at the end; not from the thread that called `run`
+        unless that is where the pipeline runs.
+    view_every_s
+        Seconds between two such calls.
+
+    Returns
+    -------
+    Run
+        Wait for its ``result()``; with `Processes` it goes on in the background, with `Inline` while somebody waits.
+
+    Raises
+    ------
+    ConfigurationError
+        If pipeline, source and executor do not go together.
+    """
+    return on.start(pipeline, source, on_view=on_view, view_every_s=view_every_s)

@@ -1,0 +1,82 @@
+"""Assignment: which worker gets which event. A pure state machine; whoever has least to do gets the next event."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from firstlight.pipeline._align import Ready
+
+__all__ = ["Assignment", "Dispatch"]
+
+
+class Assignment(NamedTuple):
+    """Give these events to that worker."""
+
+    worker: int
+    events: list[Ready]
+
+
+class Dispatch:
+    """Events that are complete, and who has them.
+
+    An event is in exactly one place: it *waits*, or one worker *has* it, until it is done. A worker that is lost gives
+    back what it had, in front of everything that waits, so that nothing is overtaken for long.
+
+    Parameters
+    ----------
+    per_worker
+        Events that a worker has at most, with the one that it works on.
+    """
+
+    def __init__(self, per_worker: int) -> None:
+        self._per_worker = per_worker
+        self._waiting: deque[Ready] = deque()
+        self._has: dict[int, dict[int, Ready]] = {}
+
+    def add_worker(self, worker: int) -> None:
+        """A worker is ready for events."""
+        self._has[worker] = {}
+
+    def lose_worker(self, worker: int) -> list[int]:
+        """A worker is gone; returns the indices of the events that wait again."""
+        events = list(self._has.pop(worker, {}).values())
+        self._waiting.extendleft(reversed(events))
+        return [event.index for event in events]
+
+    def offer(self, event: Ready) -> None:
+        """An event is complete."""
+        self._waiting.append(event)
+
+    def done(self, worker: int, indices: Iterable[int]) -> None:
+        """The worker's records of these events are safe."""
+        has = self._has.get(worker, {})
+        for index in indices:
+            has.pop(index, None)
+
+    def give_up(self, index: int) -> None:
+        """Nobody shall get this event any more."""
+        self._waiting = deque(event for event in self._waiting if event.index != index)
+
+    def assign(self) -> list[Assignment]:
+        """Hand out what waits, as far as the workers take it."""
+        given: dict[int, list[Ready]] = {}
+        while self._waiting and self._has:
+            worker = min(self._has, key=lambda number: len(self._has[number]))
+            if len(self._has[worker]) >= self._per_worker:
+                break
+            event = self._waiting.popleft()
+            self._has[worker][event.index] = event
+            given.setdefault(worker, []).append(event)
+        return [Assignment(worker, events) for worker, events in given.items()]
+
+    @property
+    def n_waiting(self) -> int:
+        """Events that nobody has."""
+        return len(self._waiting)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing waits, and nobody has anything."""
+        return not self._waiting and not any(self._has.values())

@@ -1,0 +1,200 @@
+"""The inside of a worker process: take an event, call the worker, settle the record; leave when told, or when nobody
+listens."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import signal
+import threading
+import time
+from contextlib import ExitStack
+from multiprocessing.connection import Connection
+from typing import Any
+
+from firstlight.client import Client
+from firstlight.errors import FirstlightError, MessageEvictedError, MessageNotFoundError, PipelineError
+from firstlight.model._event import Event
+from firstlight.pipeline._feeds import Feed, GroupFeed, ShareFeed, Task
+from firstlight.pipeline._inline import lost_record
+from firstlight.pipeline._outlets import Outlet, PipeOutlet, StreamOutlet
+from firstlight.pipeline._records import Record, WireRecord, to_wire
+from firstlight.pipeline._step import Step, told
+from firstlight.pipeline._talk import Answer, Asked, Broke, GroupJob, HandOut, Job, Left, Started, Stop
+
+__all__ = ["NOTHING", "worker_main"]
+
+#: In a worker's slot: it works on no event.
+NOTHING = 0
+_ORPHANED = 70
+#: Records are settled when they are so old, so many, or keep so many bytes of messages in memory, or when there is
+#: nothing to do.
+_SETTLE_WITHIN_S = 0.02
+_SETTLE_RECORDS = 256
+_SETTLE_BYTES = 32 << 20
+
+
+def worker_main(pipe: Connection, slots: Any, number: int, job: bytes) -> None:
+    """Run one worker process.
+
+    Parameters
+    ----------
+    pipe
+        To the run.
+    slots : (n,) int64 in shared memory
+        Entry `number` is the event that this process works on, so that the run knows it even if the process is killed.
+    job
+        A pickled `Job`.
+    """
+    # Ctrl-C reaches every process of the terminal; the run decides what it means for us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    try:
+        try:
+            _work(pipe, slots, number, job)
+        except FirstlightError as error:
+            pipe.send(Broke(error))
+    except (BrokenPipeError, ConnectionResetError):
+        os._exit(_ORPHANED)  # nobody is left to tell
+
+
+def _work(pipe: Connection, slots: Any, number: int, job: bytes) -> None:
+    child = _Child(pipe, slots, number, _unpickled(job))
+    with ExitStack() as stack:
+        left = child.run(stack)
+    pipe.send(left)
+
+
+def _unpickled(job: bytes) -> Job:
+    try:
+        found: Job = pickle.loads(job)
+    except Exception as error:  # imports the user's modules
+        words = told(error)
+        raise PipelineError(
+            f"a worker process cannot load the pipeline: {words.type}: {words.text}; define the worker in a module "
+            "that can be "
+            'imported, or in the script itself outside of `if __name__ == "__main__"`',
+            traceback_text=words.traceback,
+        ) from error
+    return found
+
+
+class _Child:
+    def __init__(self, pipe: Connection, slots: Any, number: int, job: Job) -> None:
+        self._pipe = pipe
+        self._slots = slots
+        self._number = number
+        self._job = job
+        self._stopping = threading.Event()
+        self._told: queue.SimpleQueue[HandOut | Answer | Stop] = queue.SimpleQueue()
+        self._tasks: list[Task] = []
+        self._records: list[WireRecord] = []
+        self._oldest_s = 0.0
+        self._n_bytes = 0
+
+    def run(self, stack: ExitStack) -> Left:
+        """Work until the end of the stream or of the run."""
+        threading.Thread(target=self._listen, name="listen to the run", daemon=True).start()
+        client = stack.enter_context(Client(self._job.url)) if self._job.url is not None else None
+        outlet = self._outlet(client, stack)
+        feed = self._feed(client, stack)
+        step = Step(self._job.pipeline, self._to_wire, parameters=self._job.parameters)
+        stack.callback(step.close)
+        self._pipe.send(Started())
+        try:
+            self._loop(feed, step, outlet)
+        finally:
+            # Also when the worker raised: what it did before that is done.
+            self._settle(outlet)
+        return Left(at_end=feed.over, aborted=feed.aborted)
+
+    def _loop(self, feed: Feed, step: Step[WireRecord], outlet: Outlet) -> None:
+        while not self._stopping.is_set():
+            task = feed.next(wait=not self._tasks)
+            if task is not None:
+                self._do(task, step)
+            elif feed.over:
+                return
+            if task is None or self._due():
+                self._settle(outlet)
+
+    def _to_wire(self, record: Record) -> WireRecord:
+        return to_wire(record, self._job.pipeline.results)
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                said = self._pipe.recv()
+            except (EOFError, OSError):
+                os._exit(_ORPHANED)  # the run is dead: whoever has its work now must not meet us
+            if isinstance(said, Stop):
+                self._stopping.set()
+            self._told.put(said)
+
+    def _outlet(self, client: Client | None, stack: ExitStack) -> Outlet:
+        if client is None or self._job.results is None:
+            return PipeOutlet(self._pipe)
+        outlet = StreamOutlet(self._pipe, client, self._job.results)
+        stack.callback(outlet.close)
+        return outlet
+
+    def _feed(self, client: Client | None, stack: ExitStack) -> Feed:
+        if isinstance(self._job, GroupJob):
+            assert client is not None
+            feed = GroupFeed(self._job, client, self._ask)
+            stack.callback(feed.close)
+            return feed
+        return ShareFeed(stack.enter_context(self._job.source.open(self._job.pipeline.inputs)), self._told)
+
+    def _ask(self, index: int) -> Record | None:
+        """Ask the run whether to begin with an event that others had; returns what to put down instead."""
+        self._pipe.send(Asked(index))
+        while True:
+            said = self._told.get()
+            if isinstance(said, Answer) and said.index == index:
+                return said.instead
+            if isinstance(said, Stop):
+                return None  # it is noticed before the next event
+
+    def _do(self, task: Task, step: Step[WireRecord]) -> None:
+        wire = self._wire(task, step)
+        if not self._tasks:
+            self._oldest_s = time.monotonic()
+        self._tasks.append(task)
+        if wire is not None:
+            self._records.append(wire)
+        self._n_bytes += task.n_bytes
+
+    def _wire(self, task: Task, step: Step[WireRecord]) -> WireRecord | None:
+        if task.instead is not None:
+            return self._to_wire(task.instead)
+        if task.known:
+            return None
+        try:
+            event = Event(task.index, task.load())
+        except (MessageEvictedError, MessageNotFoundError) as error:
+            return self._to_wire(lost_record(task.index, error))
+        self._slots[self._number] = task.index
+        try:
+            _, wire = step.run(event)
+        finally:
+            self._slots[self._number] = NOTHING
+        return wire
+
+    def _due(self) -> bool:
+        return (
+            time.monotonic() - self._oldest_s >= _SETTLE_WITHIN_S
+            or len(self._tasks) >= _SETTLE_RECORDS
+            or self._n_bytes >= _SETTLE_BYTES
+        )
+
+    def _settle(self, outlet: Outlet) -> None:
+        """Make the records safe, and only then let go of their events."""
+        if not self._tasks:
+            return
+        tasks, records = self._tasks, self._records
+        self._tasks, self._records, self._n_bytes = [], [], 0
+        outlet.settle(records)
+        for task in tasks:
+            task.done()

@@ -1,0 +1,263 @@
+"""How the workers of a run come by their events: by themselves from the service, or handed out here."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from firstlight.client import Client
+from firstlight.errors import FirstlightError, StreamNotFoundError
+from firstlight.model import Ranges
+from firstlight.pipeline._align import Action, Ready
+from firstlight.pipeline._assign import Dispatch
+from firstlight.pipeline._inline import Offered
+from firstlight.pipeline._live import Live, silence
+from firstlight.pipeline._pipeline import Pipeline
+from firstlight.pipeline._pool import Pool
+from firstlight.pipeline._records import Record
+from firstlight.pipeline._reduction import Reduction
+from firstlight.pipeline._sources import Arrival, Ended, Source
+from firstlight.pipeline._talk import Answer, HandOut
+
+__all__ = ["Crew", "GroupCrew", "ShareCrew"]
+
+_LOOK_EVERY_S = 0.5
+#: Events that are complete and not handed out; what is beyond stays in the source.
+_MAX_WAITING = 1000
+_MAX_TIDINGS = 256
+
+
+class Crew(Protocol):
+    """What the run's thread tells about its workers, and asks."""
+
+    @property
+    def over(self) -> bool:
+        """Every event is done."""
+
+    @property
+    def aborted(self) -> Ended | None:
+        """The input that its producer gave up, if one was."""
+
+    def started(self, worker: int) -> None:
+        """A worker is set up."""
+
+    def settled(self, worker: int, indices: list[int]) -> None:
+        """The records of these events are safe."""
+
+    def left(self, worker: int, *, at_end: bool, aborted: str | None) -> None:
+        """A worker is done."""
+
+    def died(self, worker: int) -> None:
+        """A worker is gone with what it had."""
+
+    def answer(self, pool: Pool, worker: int, index: int, instead: Record | None) -> None:
+        """A worker waits for the word whether to begin with an event, or what to put down instead."""
+
+    def give_up(self, index: int) -> bool:
+        """Nobody gets this event any more; False if that is not decided here."""
+
+    def poll(self, pool: Pool) -> None:
+        """Something may have changed, or a little time has passed."""
+
+    def conclude(self) -> None:
+        """The run is at its end: count what is missing."""
+
+
+class GroupCrew:
+    """Workers are members of a group on the one input; the service hands out, and hands out again."""
+
+    def __init__(
+        self, client: Client, pipeline: Pipeline, live: Live, group: str, reduction: Reduction, n_workers: int
+    ) -> None:
+        self._client = client
+        self._live = live
+        self._name = pipeline.inputs[0]
+        self._where: dict[str, Any] = {"beamtime": live.beamtime, "stream": live.stream}
+        self._group = group
+        self._reduction = reduction
+        self._n_workers = n_workers
+        self._at_end: set[int] = set()
+        self.aborted: Ended | None = None
+        self._look_at = 0.0
+        self._heard_s = time.monotonic()
+        self._known = -1
+
+    @property
+    def over(self) -> bool:
+        # A member is told of the end only when nobody has anything that could come back to it.
+        return len(self._at_end) == self._n_workers
+
+    def started(self, worker: int) -> None:
+        self._at_end.discard(worker)
+
+    def settled(self, worker: int, indices: list[int]) -> None:
+        """The service knows."""
+
+    def left(self, worker: int, *, at_end: bool, aborted: str | None) -> None:
+        if at_end:
+            self._at_end.add(worker)
+        if aborted is not None:
+            self.aborted = Ended(self._name, aborted)
+
+    def died(self, worker: int) -> None:
+        self._at_end.discard(worker)
+
+    def answer(self, pool: Pool, worker: int, index: int, instead: Record | None) -> None:
+        pool.say(worker, Answer(index, instead))
+
+    def give_up(self, index: int) -> bool:
+        return False
+
+    def poll(self, pool: Pool) -> None:
+        now = time.monotonic()
+        if now < self._look_at:
+            return
+        self._look_at = now + _LOOK_EVERY_S
+        try:
+            info = self._client.info(self._name, **self._where)
+        except StreamNotFoundError:
+            self._check_silence(now, exists=False)
+            return
+        self._reduction.offered(info.n_messages)
+        if info.n_messages != self._known or info.finished or self._reduction.stats().lag:
+            self._known, self._heard_s = info.n_messages, now
+        self._check_silence(now, exists=True)
+
+    def _check_silence(self, now: float, *, exists: bool) -> None:
+        if self._live.timeout is not None and now - self._heard_s > self._live.timeout:
+            raise silence(self._live, self._name, exists=exists)
+
+    def conclude(self) -> None:
+        """What nobody got was lost; what nobody sent is missing."""
+        for index in self._client.unacknowledged(self._name, self._group, **self._where):
+            self._reduction.take(Record(index, "lost"))
+        info = self._client.info(self._name, **self._where)
+        self._reduction.offered(info.n_messages)
+        seen = self._reduction.seen
+        self._reduction.missed({self._name: Ranges(seen.missing_within(1, info.last_id))})
+
+
+class ShareCrew:
+    """Events are formed and handed out here; a thread follows the source.
+
+    Parameters
+    ----------
+    per_worker
+        Events that a worker has at most.
+    stopping
+        Set when the run shall end.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, source: Source, reduction: Reduction, per_worker: int, stopping: threading.Event
+    ) -> None:
+        self._inputs = pipeline.inputs
+        self._source = source
+        self._reduction = reduction
+        self._aligner = pipeline.align.aligner(pipeline.inputs)
+        self._dispatch = Dispatch(per_worker)
+        self._offered = Offered()
+        self._tidings: queue.Queue[Arrival | Ended | FirstlightError] = queue.Queue(_MAX_TIDINGS)
+        self._stopping = stopping
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._open = set(self._inputs)
+        self.aborted: Ended | None = None
+
+    def follow(self, wake: Callable[[], None]) -> None:
+        """Begin to follow the source; `wake` is called when there is something to `poll`."""
+        self._thread = threading.Thread(target=self._follow, args=(wake,), name="follow the source", daemon=True)
+        self._thread.start()
+
+    def _follow(self, wake: Callable[[], None]) -> None:
+        try:
+            with self._source.open(self._inputs) as opened:
+                for told in opened.tidings():
+                    if self._ending:
+                        return
+                    if isinstance(told, Arrival):
+                        # Without the message: its bytes are read by whoever works on it.
+                        self._pass_on(Arrival(told.name, told.id), wake)
+                    elif told is not None:
+                        self._pass_on(told, wake)
+        except FirstlightError as error:
+            self._pass_on(error, wake)
+
+    @property
+    def _ending(self) -> bool:
+        return self._closing.is_set() or self._stopping.is_set()
+
+    def _pass_on(self, told: Arrival | Ended | FirstlightError, wake: Callable[[], None]) -> None:
+        while not self._ending:
+            try:
+                self._tidings.put(told, timeout=0.1)
+            except queue.Full:
+                continue
+            wake()
+            return
+
+    @property
+    def over(self) -> bool:
+        return not self._open and self._tidings.empty() and self._dispatch.idle
+
+    def started(self, worker: int) -> None:
+        self._dispatch.add_worker(worker)
+
+    def settled(self, worker: int, indices: list[int]) -> None:
+        self._dispatch.done(worker, indices)
+
+    def left(self, worker: int, *, at_end: bool, aborted: str | None) -> None:
+        self._dispatch.lose_worker(worker)
+
+    def died(self, worker: int) -> None:
+        self._dispatch.lose_worker(worker)
+
+    def answer(self, pool: Pool, worker: int, index: int, instead: Record | None) -> None:
+        pool.say(worker, Answer(index, instead))
+
+    def give_up(self, index: int) -> bool:
+        self._dispatch.give_up(index)
+        return True
+
+    def poll(self, pool: Pool) -> None:
+        while self._dispatch.n_waiting < _MAX_WAITING:
+            try:
+                told = self._tidings.get_nowait()
+            except queue.Empty:
+                break
+            if isinstance(told, FirstlightError):
+                raise told
+            self._note(told)
+        for worker, events in self._dispatch.assign():
+            pool.say(worker, HandOut(events))
+
+    def _note(self, told: Arrival | Ended) -> None:
+        if isinstance(told, Ended):
+            self._open.discard(told.name)
+            if told.aborted is not None:
+                self.aborted = told
+            actions = self._aligner.ended(told.name)
+        else:
+            self._reduction.offered(self._offered.count(told.name))
+            actions = self._aligner.arrived(told.name, told.id)
+        for action in actions:
+            self._act(action)
+
+    def _act(self, action: Action) -> None:
+        if not isinstance(action, Ready):
+            self._reduction.incomplete(action.first, action.last)
+        elif action.index not in self._reduction.seen:  # a run that continues another one skips what that has done
+            self._dispatch.offer(action)
+
+    def conclude(self) -> None:
+        """What inputs did not have is missing."""
+        self._reduction.missed(self._aligner.missing())
+
+    def close(self) -> None:
+        """Stop following."""
+        self._closing.set()
+        if self._thread is not None:
+            self._thread.join()

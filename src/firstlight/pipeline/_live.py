@@ -1,0 +1,186 @@
+"""Streams of a running service as a source."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from firstlight.client import DEFAULT_URL, Client
+from firstlight.errors import (
+    FirstlightError,
+    MessageNotFoundError,
+    StreamAbortedError,
+    StreamNotFoundError,
+    StreamTimeoutError,
+)
+from firstlight.model import DEFAULT_BEAMTIME, StreamId
+from firstlight.pipeline._sources import Arrival, Ended, Found, Tidings
+
+__all__ = ["Live", "OpenLive", "silence"]
+
+#: So long a reader waits before it looks at its clock and at whether it shall stop.
+_SLICE_S = 0.1
+#: Tidings on their way from the threads that follow several inputs; each may hold its message in the service's memory.
+_MAX_TIDINGS = 32
+
+
+@dataclass(frozen=True)
+class Live:
+    """The streams of one name, one for each input, while they are taken or afterwards.
+
+    Parameters
+    ----------
+    url
+        Of the service.
+    beamtime, stream
+        Where: every input of the pipeline is a source that has, or will have, a stream of this name.
+    group
+        Gives a run on `Processes` a name, so that another run with the same name continues it (after a crash, or on a
+        second machine at the same time): events that are done are not done again. Without it every run begins at the
+        first event.
+    timeout
+        Seconds without any message after which the run fails with `StreamTimeoutError`, or `StreamNotFoundError` if
+        there is no such stream by then. None waits for ever: the scan may begin tomorrow.
+    datasets
+        The inputs are detectors made of modules; events hold a `Dataset` of each.
+    """
+
+    url: str = DEFAULT_URL
+    beamtime: str = DEFAULT_BEAMTIME
+    stream: str = ""
+    group: str | None = None
+    timeout: float | None = None
+    datasets: bool = False
+
+    def __post_init__(self) -> None:
+        StreamId(self.beamtime, "any", self.stream)
+
+    @property
+    def live(self) -> bool:
+        """Latency means something, though not for the part of a stream that was there before the run began."""
+        return True
+
+    def open(self, inputs: Sequence[str]) -> OpenLive:
+        """Connect."""
+        return OpenLive(self, inputs)
+
+    def stream_id(self, name: str) -> StreamId:
+        """The stream of an input."""
+        return StreamId(self.beamtime, name, self.stream)
+
+
+class OpenLive:
+    """`Live` at work: follows without a group, so that looking leaves no trace in the service."""
+
+    def __init__(self, source: Live, inputs: Sequence[str]) -> None:
+        self._source = source
+        self._inputs = tuple(inputs)
+        self._closing = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self.client = Client(source.url)
+
+    def tidings(self) -> Iterator[Tidings]:
+        """What arrives; each message comes along."""
+        if len(self._inputs) == 1:
+            yield from self._follow(self._inputs[0])
+            return
+        arriving: queue.Queue[Tidings | FirstlightError] = queue.Queue(_MAX_TIDINGS)
+        for name in self._inputs:
+            thread = threading.Thread(target=self._pass_on, args=(name, arriving), name=f"follow {name}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        n_open = len(self._inputs)
+        while n_open:
+            try:
+                told = arriving.get(timeout=_SLICE_S)
+            except queue.Empty:
+                told = None
+            if isinstance(told, FirstlightError):
+                raise told
+            n_open -= isinstance(told, Ended)
+            yield told
+
+    def _pass_on(self, name: str, arriving: queue.Queue[Tidings | FirstlightError]) -> None:
+        try:
+            for told in self._follow(name):
+                if told is not None:
+                    self._put(arriving, told)
+                if self._closing.is_set():
+                    return
+        except FirstlightError as error:
+            self._put(arriving, error)
+
+    def _put(self, arriving: queue.Queue[Tidings | FirstlightError], told: Tidings | FirstlightError) -> None:
+        while not self._closing.is_set():
+            try:
+                return arriving.put(told, timeout=_SLICE_S)
+            except queue.Full:
+                continue
+
+    def _follow(self, name: str) -> Iterator[Tidings]:
+        where = self._source
+        with self.client.consume(
+            name, beamtime=where.beamtime, stream=where.stream, datasets=where.datasets, timeout=_SLICE_S
+        ) as consumer:
+            heard_s = time.monotonic()
+            while True:
+                try:
+                    message = next(consumer, None)
+                except (StreamTimeoutError, StreamNotFoundError) as error:
+                    if where.timeout is not None and time.monotonic() - heard_s > where.timeout:
+                        raise silence(where, name, exists=isinstance(error, StreamTimeoutError)) from None
+                    yield None
+                    continue
+                except StreamAbortedError as error:
+                    yield Ended(name, error.values["reason"], consumer.lost)
+                    return
+                if message is None:
+                    yield Ended(name, None, consumer.lost)
+                    return
+                yield Arrival(name, message.id, message)
+                # Behind the yield: what the caller does with a message is no silence of the stream.
+                heard_s = time.monotonic()
+
+    def fetch(self, ids: Mapping[str, int]) -> dict[str, Found]:
+        """The messages of an event, read in place where the service is on this machine."""
+        return {name: self._get(name, number) for name, number in ids.items()}
+
+    def _get(self, name: str, number: int) -> Found:
+        where = self._source
+        found: Iterator[Found] = self.client.get_many(
+            name, [number], beamtime=where.beamtime, stream=where.stream, datasets=where.datasets
+        )
+        with contextlib.closing(found):  # type: ignore[type-var]  # a generator, which the annotation does not say
+            for message in found:
+                return message
+        raise MessageNotFoundError(f"there is no message {number} in {where.stream_id(name)}", id=number)
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._closing.set()
+        for thread in self._threads:
+            thread.join()
+        self.client.close()
+
+    def __enter__(self) -> OpenLive:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def silence(where: Live, name: str, *, exists: bool) -> FirstlightError:
+    """The error for an input that says nothing for longer than the source allows."""
+    stream = where.stream_id(name)
+    if exists:
+        return StreamTimeoutError(
+            f"nothing came from {stream} for {where.timeout:g} s, and it is not finished", stream=str(stream)
+        )
+    return StreamNotFoundError(
+        f"there is no stream {stream}, and none came within {where.timeout:g} s; `firstlight ls` lists what there is",
+        stream=str(stream), similar=[],
+    )  # fmt: skip

@@ -1,0 +1,87 @@
+"""Where the records of a worker process go: into the results stream of the service, or through the pipe to the run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from typing import Protocol
+
+from firstlight.client import Client, Producer
+from firstlight.errors import DuplicateIdError
+from firstlight.model import StreamId
+from firstlight.pipeline._records import WireRecord
+from firstlight.pipeline._talk import Reported, Settled
+
+__all__ = ["Outlet", "PipeOutlet", "StreamOutlet"]
+
+logger = logging.getLogger(__name__)
+
+
+class Outlet(Protocol):
+    """Takes records."""
+
+    def settle(self, records: Sequence[WireRecord]) -> None:
+        """Make records safe; returns when they are."""
+
+
+class PipeOutlet:
+    """Records go to the run itself: as safe as the run is."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+
+    def settle(self, records: Sequence[WireRecord]) -> None:
+        """Send them; they are in the pipe even if this process dies now."""
+        self._pipe.send(Reported(list(records)))
+
+
+class StreamOutlet:
+    """Records become messages of the results stream, with the ids of their events.
+
+    The service keeps one message of each id, so an event that was worked on twice has one record.
+    """
+
+    def __init__(self, pipe: Connection, client: Client, results: StreamId) -> None:
+        self._pipe = pipe
+        self._client = client
+        self._results = results
+        self._producer = self._open()
+
+    def _open(self) -> Producer:
+        # Acknowledged as written: the event is forgotten on the strength of it.
+        return self._client.produce(
+            self._results.source,
+            beamtime=self._results.beamtime,
+            stream=self._results.stream,
+            ack="written",
+            finish=False,
+        )
+
+    def settle(self, records: Sequence[WireRecord]) -> None:
+        """Send them, and wait until they are stored."""
+        try:
+            self._send(records)
+        except DuplicateIdError:
+            self._send_absent(records)
+        self._pipe.send(Settled([index for index, _, _ in records]))
+
+    def _send(self, records: Sequence[WireRecord]) -> None:
+        for index, data, meta in records:
+            self._producer.send(data, id=index, meta=meta)
+        self._producer.flush()
+
+    def _send_absent(self, records: Sequence[WireRecord]) -> None:
+        """A worker that answers differently the second time: its first answers stand, the rest is sent one by one."""
+        # The refused batch held others as well, and which batches those were in is not known here.
+        self._producer.close()
+        self._producer = self._open()
+        for record in records:
+            try:
+                self._send([record])
+            except DuplicateIdError:
+                logger.info("event %d has a record already, with another content; that one stands", record[0])
+
+    def close(self) -> None:
+        """Leave the stream open for the others."""
+        self._producer.close()

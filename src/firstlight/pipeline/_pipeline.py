@@ -1,0 +1,220 @@
+"""What a pipeline is: a value that says which inputs make an event, what is done with it, and how results are added
+up."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any, Literal, Protocol, TypeAlias, get_type_hints, runtime_checkable
+
+import msgspec
+
+from firstlight.errors import ConfigurationError, DataError
+from firstlight.model import StreamId
+from firstlight.model._event import Event
+from firstlight.model._view import View
+from firstlight.pipeline._align import Align, ByIndex
+from firstlight.pipeline._encoding import pack
+
+__all__ = ["Closes", "OnError", "Pipeline", "Reducer", "ResultEncoding", "SetsUp", "Worker"]
+
+OnError: TypeAlias = Literal["stop", "skip"]
+ResultEncoding: TypeAlias = Literal["msgpack", "pickle"]
+
+
+class Worker(Protocol):
+    """Called with each event. Any callable does; these two more are called where they exist: `SetsUp`, `Closes`."""
+
+    def __call__(self, event: Event, /) -> Any:
+        """The result for the reducer, or None if there is none."""
+
+
+@runtime_checkable
+class SetsUp(Protocol):
+    """A worker that prepares something once in each process, before its first event."""
+
+    def setup(self) -> None:
+        """Open files, compile kernels, read calibrations."""
+
+
+@runtime_checkable
+class Closes(Protocol):
+    """A worker that gives something back after its last event."""
+
+    def close(self) -> None:
+        """Called once in each process, also when the run is stopped, but not when the process is killed."""
+
+
+class Reducer(Protocol):
+    """Adds results up. The answer must not depend on their order, and merging two halves must equal adding all to
+    one."""
+
+    def add(self, index: int, result: Any, /) -> None:
+        """Take the result of event `index`; called at most once for each event, in any order."""
+
+    def merge(self, other: Any, /) -> None:
+        """Take in what another reducer of the same kind has added up, of other events."""
+
+    def snapshot(self) -> Mapping[str, View]:
+        """What there is to see now; called only after the first `add`."""
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Analysis of one or more sources; `run` runs it.
+
+    Parameters
+    ----------
+    name
+        Results become messages of the source ``<name>.results``.
+    inputs
+        Names of sources. A worker finds their messages under these names in its event.
+    worker
+        Called with each event. A class is made anew in each process; anything else is copied there, and so must be
+        defined in a module or a script. Fields of a dataclass are the parameters.
+    reducer
+        Makes a new reducer: a class or a function.
+    align
+        How messages of the inputs become events.
+    on_error
+        ``stop``: the first exception of the worker or the reducer ends the run with `WorkerError`. ``skip``: the worker
+        is tried again up to `max_attempts` times, then the event is parked: counted and listed, without a result.
+    max_attempts
+        So often an event is tried when the worker raises (``skip``), or its process dies (always).
+    results
+        How results travel between processes: ``msgpack`` for numbers, text, arrays, lists, tuples, dictionaries,
+        dataclasses and msgspec structs; ``pickle`` for anything, at the price that whoever can write into the results
+        stream can run code here.
+
+    Raises
+    ------
+    ConfigurationError
+        If the name cannot name a source, there are no inputs or two of the same name, or an option is none of those
+        above.
+
+    Examples
+    --------
+    ::
+
+        def brightest(event):
+            return int(event["eiger"].array.max())
+
+        hits = Pipeline("hits", inputs=["eiger"], worker=brightest, reducer=Histogram)
+        print(run(hits, Live("firstlight://localhost:8410", stream="scan_0042")).result())
+    """
+
+    name: str
+    inputs: Sequence[str] = field(kw_only=True)
+    worker: Callable[..., Any] = field(kw_only=True)
+    reducer: Callable[[], Reducer] = field(kw_only=True)
+    align: Align = field(default=ByIndex(), kw_only=True)
+    on_error: OnError = field(default="stop", kw_only=True)
+    max_attempts: int = field(default=3, kw_only=True)
+    results: ResultEncoding = field(default="msgpack", kw_only=True)
+
+    def __post_init__(self) -> None:
+        StreamId("any", f"{self.name}.results", "any")
+        if isinstance(self.inputs, str):
+            raise ConfigurationError(f"inputs of pipeline {self.name!r} are a list of names; write [{self.inputs!r}]")
+        object.__setattr__(self, "inputs", tuple(self.inputs))
+        if not self.inputs or len(set(self.inputs)) < len(self.inputs):
+            raise ConfigurationError(f"pipeline {self.name!r} needs inputs of different names, not {list(self.inputs)}")
+        for name in self.inputs:
+            StreamId("any", name, "any")
+        for what in ("worker", "reducer"):
+            if not callable(getattr(self, what)):
+                raise ConfigurationError(
+                    f"the {what} of pipeline {self.name!r} cannot be called: {getattr(self, what)!r}"
+                )
+        self._check_choices()
+
+    def _check_choices(self) -> None:
+        if self.on_error not in ("stop", "skip"):
+            raise ConfigurationError(f"on_error of pipeline {self.name!r} is 'stop' or 'skip', not {self.on_error!r}")
+        if self.results not in ("msgpack", "pickle"):
+            raise ConfigurationError(
+                f"results of pipeline {self.name!r} are 'msgpack' or 'pickle', not {self.results!r}"
+            )
+        if self.max_attempts < 1:
+            raise ConfigurationError(f"max_attempts of pipeline {self.name!r} is at least 1, not {self.max_attempts}")
+
+    def make_worker(self) -> Worker:
+        """The worker itself: made now if it was given as a class."""
+        made: Worker = self.worker() if isinstance(self.worker, type) else self.worker
+        return made
+
+    @property
+    def worker_name(self) -> str:
+        """How messages to people call the worker."""
+        kind = self.worker if hasattr(self.worker, "__qualname__") else type(self.worker)
+        return str(getattr(kind, "__qualname__", kind))
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The worker's fields and their values; empty if it is not a dataclass."""
+        worker = self.worker
+        if isinstance(worker, type) or not dataclasses.is_dataclass(worker):
+            return {}
+        return {f.name: getattr(worker, f.name) for f in dataclasses.fields(worker)}
+
+    @property
+    def parameters_hash(self) -> str:
+        """Sixteen hexadecimal digits that differ when the worker's class or a parameter differs; each result carries
+        them."""
+        kind = self.worker if hasattr(self.worker, "__qualname__") else type(self.worker)
+        digest = blake2b(f"{kind.__module__}:{self.worker_name}".encode(), digest_size=8)
+        for name, value in self.parameters.items():
+            digest.update(name.encode() + b"\0" + _fingerprint(value) + b"\0")
+        return digest.hexdigest()
+
+    def with_parameters(self, **values: Any) -> Pipeline:
+        """The same pipeline with other parameters of its worker.
+
+        Text is read as the type that the field declares, so that a command line can set it: ``n_bins="500"``.
+
+        Raises
+        ------
+        ConfigurationError
+            If the worker has no such field, or the value does not fit its type.
+        """
+        worker: Any = self.worker
+        if not values:
+            return self
+        if not dataclasses.is_dataclass(worker):
+            raise ConfigurationError(f"worker {self.worker_name} has no parameters: it is not a dataclass")
+        kind = worker if isinstance(worker, type) else type(worker)
+        names = {f.name for f in dataclasses.fields(worker) if f.init}
+        if unknown := sorted(set(values) - names):
+            known = ", ".join(sorted(names)) or "none"
+            raise ConfigurationError(f"worker {self.worker_name} has no parameter {unknown[0]!r}; it has {known}")
+        hints = get_type_hints(kind)
+        fitting = {name: _fitted(name, value, hints[name]) for name, value in values.items()}
+        try:
+            changed = kind(**fitting) if isinstance(worker, type) else dataclasses.replace(worker, **fitting)
+        except TypeError as error:
+            raise ConfigurationError(f"worker {self.worker_name} cannot be made: {error}") from error
+        return dataclasses.replace(self, worker=changed)
+
+
+def _fitted(name: str, value: Any, kind: Any) -> Any:
+    if isinstance(value, str) and kind is not str:
+        try:
+            value = msgspec.json.decode(value)
+        except msgspec.DecodeError:
+            pass  # text that is not JSON is text: a path, a name
+    try:
+        return msgspec.convert(value, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"parameter {name} cannot be {value!r}: {error}", parameter=name) from error
+    except TypeError:
+        return value  # a type that msgspec does not know, for example an array: the worker has the last word
+
+
+def _fingerprint(value: Any) -> bytes:
+    try:
+        return pack(value)
+    except DataError:
+        # A compiled kernel or an open file has no value to compare; that it is there is all that can be said.
+        return f"{type(value).__module__}.{type(value).__qualname__}".encode()

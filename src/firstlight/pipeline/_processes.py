@@ -1,0 +1,338 @@
+"""The executor for one machine: the worker in several processes, the reducer here."""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import logging
+import pickle
+import queue
+import secrets
+import threading
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from firstlight.client import Client
+from firstlight.errors import ConfigurationError, FirstlightError, PipelineError, WorkerError
+from firstlight.pipeline._crew import Crew, GroupCrew, ShareCrew
+from firstlight.pipeline._inline import aborted_error
+from firstlight.pipeline._live import Live
+from firstlight.pipeline._pipeline import Pipeline
+from firstlight.pipeline._pool import Gone, Pool, Said
+from firstlight.pipeline._records import Record, UserError, from_wire
+from firstlight.pipeline._results import Results
+from firstlight.pipeline._run import OnView, Run
+from firstlight.pipeline._sources import Ended, Source
+from firstlight.pipeline._step import told
+from firstlight.pipeline._talk import Asked, Broke, GroupJob, Job, Left, Reported, Settled, ShareJob, Started
+
+__all__ = ["Processes"]
+
+logger = logging.getLogger(__name__)
+
+_TICK_S = 0.05
+#: Workers that die before they are set up: after so many in a row it is not by chance.
+_MAX_EARLY_DEATHS = 3
+_DRAIN_WITHIN_S = 60.0
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Run the worker in `n` processes of this machine, and the reducer in this one.
+
+    On one live input each process takes its messages straight from the service. With several inputs, or from a
+    recording, this process decides which events there are and who gets them, and the processes read the bytes. A
+    process that dies is replaced, and its events are worked on again; each result counts once.
+
+    Parameters
+    ----------
+    n
+        How many.
+    prefetch
+        Events that a process has at hand besides the one it works on. More is faster for events of less than a
+        millisecond, fewer shares slow ones more evenly.
+    stop_within_s
+        When the run is stopped, processes may finish what they have begun for so long; then they are killed.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is not at least one process and one event at hand.
+    """
+
+    n: int
+    prefetch: int = 16
+    stop_within_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or self.prefetch < 1 or self.stop_within_s < 0:
+            raise ConfigurationError(
+                f"a run needs n and prefetch of at least 1, and time to stop, not Processes({self.n}, "
+                f"prefetch={self.prefetch}, "
+                f"stop_within_s={self.stop_within_s:g})"
+            )
+
+    def start(self, pipeline: Pipeline, source: Source, *, on_view: OnView | None, view_every_s: float) -> Run:
+        """Begin a run; it goes on in the background."""
+        run = ProcessesRun(pipeline, source, self, on_view=on_view, view_every_s=view_every_s)
+        run.begin()
+        return run
+
+
+class ProcessesRun(Run):
+    """A run in the background: one thread here takes what happens, one after the other, and decides."""
+
+    def __init__(
+        self, pipeline: Pipeline, source: Source, on: Processes, *, on_view: OnView | None, view_every_s: float
+    ) -> None:
+        super().__init__(pipeline, source, on_view=on_view, view_every_s=view_every_s)
+        self._source = source
+        self._on = on
+        self._label = (source.group if isinstance(source, Live) else None) or f"{pipeline.name}-{secrets.token_hex(4)}"
+        self._inbox: queue.SimpleQueue[Said | Gone | FirstlightError | None] = queue.SimpleQueue()
+        self._deaths: dict[int, int] = {}
+        self._early_deaths = 0
+        self._aborted: Ended | None = None
+        self._results: Results | None = None
+        # Tried now, so that what cannot be copied is an error of the call that asked for it.
+        self._sendable = _pickled_pipeline(pipeline)
+        self._thread = threading.Thread(target=self._coordinate, name=f"run {pipeline.name}", daemon=True)
+
+    def begin(self) -> None:
+        """Start the thread that runs it."""
+        atexit.register(self._leave)
+        self._thread.start()
+
+    def _leave(self) -> None:
+        """The program ends, and the run with it."""
+        self.stop()
+        self._thread.join()
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait for the end."""
+        try:
+            over = self._over.wait(timeout)
+        except KeyboardInterrupt:
+            self.stop()
+            self._over.wait()
+            raise
+        if over:
+            self._thread.join()
+        return over
+
+    def stop(self) -> None:
+        """Ask the run to end."""
+        super().stop()
+        self._inbox.put(None)
+
+    # -- the thread -------------------------------------------------------------------------------------------------
+
+    def _coordinate(self) -> None:
+        try:
+            with ExitStack() as stack:
+                self._run(stack)
+        except FirstlightError as error:
+            if isinstance(error, WorkerError):
+                self._reduction.worker_failed(error)
+            self._end("failed", error)
+        except Exception as error:  # a mistake of ours, which must not look like a run that goes on
+            logger.exception("the run of pipeline %r broke", self.pipeline.name)
+            words = told(error)
+            text = f"the run of pipeline {self.pipeline.name!r} broke: {words.type}: {words.text}"
+            self._end("failed", PipelineError(text, traceback_text=words.traceback))
+        else:
+            if self._aborted is not None:
+                self._end("aborted", aborted_error(self.pipeline, self._aborted))
+            else:
+                self._end("stopped" if self._stopping.is_set() else "finished")
+        finally:
+            atexit.unregister(self._leave)
+
+    def _run(self, stack: ExitStack) -> None:
+        live = self._source if isinstance(self._source, Live) else None
+        client = stack.enter_context(Client(live.url)) if live is not None else None
+        if client is not None and live is not None:
+            self._results = Results(client, self.pipeline, live, self._label, self._reduction, self._inbox.put)
+            stack.callback(self._results.close)
+            self._results.drain(_DRAIN_WITHIN_S)
+            if self._results.finished:
+                return
+        try:
+            crew = self._crew(client, live, stack)
+            pool = Pool(self._on.n, pickle.dumps(self._job(live)), self._inbox)
+            try:
+                self._work(pool, crew)
+            finally:
+                self._end_pool(pool)
+            self._conclude(crew)
+        except FirstlightError as error:
+            self._end_results(f"{type(error).__name__}: {error}")
+            raise
+
+    def _crew(self, client: Client | None, live: Live | None, stack: ExitStack) -> Crew:
+        if live is not None and client is not None and len(self.pipeline.inputs) == 1:
+            return GroupCrew(client, self.pipeline, live, self._label, self._reduction, self._on.n)
+        crew = ShareCrew(self.pipeline, self._source, self._reduction, self._on.prefetch + 1, self._stopping)
+        stack.callback(crew.close)
+        crew.follow(lambda: self._inbox.put(None))
+        return crew
+
+    def _job(self, live: Live | None) -> Job:
+        pipeline = self._sendable
+        results = self._results.stream if self._results is not None else None
+        url = live.url if live is not None else None
+        known = (pipeline, self.pipeline.parameters_hash, self._source, url, results)
+        if live is not None and len(pipeline.inputs) == 1:
+            return GroupJob(*known, live, self._label, self._on.prefetch)
+        return ShareJob(*known)
+
+    def _work(self, pool: Pool, crew: Crew) -> None:
+        for number in range(self._on.n):
+            pool.start(number)
+        while not (crew.over or self._stopping.is_set()):
+            try:
+                happened = self._inbox.get(timeout=_TICK_S)
+            except queue.Empty:
+                happened = None
+            if isinstance(happened, FirstlightError):
+                raise happened
+            if isinstance(happened, Gone):
+                self._gone(happened.number, pool, crew)
+            elif happened is not None:
+                self._said(happened, pool, crew)
+            crew.poll(pool)
+            self._show()
+        if crew.aborted is not None:
+            self._aborted = crew.aborted
+
+    def _said(self, said: Said, pool: Pool, crew: Crew) -> None:
+        match said.what:
+            case Started():
+                self._early_deaths = 0
+                crew.started(said.number)
+            case Reported(records):
+                for wire in records:
+                    self._reduction.take(from_wire(wire, self.pipeline.results))
+                crew.settled(said.number, [index for index, _, _ in records])
+            case Settled(indices):
+                crew.settled(said.number, indices)
+            case Asked(index):
+                self._asked(said.number, index, pool, crew)
+            case Left(at_end, aborted):
+                crew.left(said.number, at_end=at_end, aborted=aborted)
+            case Broke(error):
+                raise error
+
+    def _asked(self, number: int, index: int, pool: Pool, crew: Crew) -> None:
+        # Whoever had it before may be dead without our having noticed: the service is told of that as soon as we are.
+        for other in pool.numbers:
+            if other != number and pool.working_on(other) == index and pool.is_dead(other, 1.0):
+                self._gone(other, pool, crew)
+        crew.answer(pool, number, index, self._verdict(index))
+
+    def _verdict(self, index: int) -> Record | None:
+        """The record of an event that has killed too many workers; None if it may be tried."""
+        deaths = self._deaths.get(index, 0)
+        if deaths < self.pipeline.max_attempts:
+            return None
+        words = UserError("WorkerDied", f"event {index} ended {deaths} worker processes")
+        return Record(index, "error", None, deaths, 0, words, self.pipeline.parameters_hash)
+
+    def _gone(self, number: int, pool: Pool, crew: Crew) -> None:
+        if number not in pool.numbers:
+            return  # noticed before
+        index = pool.working_on(number)
+        good_bye, how = pool.bury(number)
+        if good_bye:
+            return
+        logger.warning("worker %d of pipeline %r was %s at event %s", number, self.pipeline.name, how, index)
+        if index is None:
+            self._early_deaths += 1
+        else:
+            self._deaths[index] = self._deaths.get(index, 0) + 1
+        record = self._verdict(index) if index is not None else None
+        self._reduction.died(index, again=record is None)
+        self._check_deaths(index, record, how)
+        crew.died(number)
+        if record is not None:
+            self._park(record, crew)
+        pool.start(number)
+
+    def _check_deaths(self, index: int | None, record: Record | None, how: str) -> None:
+        if record is not None and self.pipeline.on_error == "stop":
+            raise WorkerError(
+                f"worker {self.pipeline.worker_name} of pipeline {self.pipeline.name!r} was {how} at event {index}, "
+                f"{self._deaths[record.index]} times",
+                event_index=index, error_type="WorkerDied", traceback_text="",
+            )  # fmt: skip
+        if self._early_deaths > _MAX_EARLY_DEATHS:
+            raise PipelineError(
+                f"worker processes of pipeline {self.pipeline.name!r} end between events, {self._early_deaths} "
+                "in a row; the last "
+                f"was {how}. Memory may be short, or a library cannot be loaded: try on=Inline()"
+            )
+
+    def _park(self, record: Record, crew: Crew) -> None:
+        """Nobody gets this event any more, where that is ours to say; in a group the next member asks, and is told."""
+        if not crew.give_up(record.index):
+            return
+        if self._results is not None:
+            self._results.put(record)
+        else:
+            self._reduction.take(record)
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    def _end_pool(self, pool: Pool) -> None:
+        killed = pool.end(self._on.stop_within_s)
+        if killed:
+            logger.warning("workers %s of pipeline %r did not stop in time and were killed", killed, self.pipeline.name)
+        # What they said last: records that came through the pipe count, also when the run was stopped.
+        while not self._inbox.empty():
+            happened = self._inbox.get()
+            if isinstance(happened, Said) and isinstance(happened.what, Reported):
+                for wire in happened.what.records:
+                    self._reduction.take(from_wire(wire, self.pipeline.results))
+
+    def _conclude(self, crew: Crew) -> None:
+        if self._results is not None and not self._results.drain(_DRAIN_WITHIN_S):
+            raise PipelineError(
+                f"the results in {self._results.stream} could not be read within {_DRAIN_WITHIN_S:.0f} s"
+            )
+        if self._stopping.is_set():
+            self._end_results("the run was stopped")
+            return
+        crew.conclude()
+        if self._results is not None:
+            if self._aborted is not None:
+                self._results.abort(f"input {self._aborted.name} was aborted: {self._aborted.aborted}")
+            else:
+                self._results.finish()
+
+    def _end_results(self, reason: str) -> None:
+        """Nobody can continue a run without a name; one with a name is left open for its successor."""
+        if self._results is None or (isinstance(self._source, Live) and self._source.group is not None):
+            return
+        try:
+            self._results.abort(reason)
+        except FirstlightError as error:
+            logger.warning("could not abort %s: %s", self._results.stream, error)
+
+
+def _nothing() -> Any:
+    """Stands for the reducer in worker processes, which have none."""
+
+
+def _pickled_pipeline(pipeline: Pipeline) -> Pipeline:
+    # The reducer stays here, so it may be anything, for example a lambda.
+    sendable = dataclasses.replace(pipeline, reducer=_nothing)
+    try:
+        pickle.dumps(sendable)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ConfigurationError(
+            f"the worker of pipeline {pipeline.name!r} cannot be copied to other processes: {error}; define it "
+            "in a module or a "
+            "script (not in a function, and not as a lambda), or run on=Inline()"
+        ) from error
+    return sendable

@@ -1,0 +1,244 @@
+"""The reducing side of a run: every event counts once, whatever is delivered how often."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from firstlight.errors import PipelineError, WorkerError
+from firstlight.model import Ranges
+from firstlight.model._view import View
+from firstlight.monitoring import Histogram, HistogramSnapshot
+from firstlight.pipeline._pipeline import Pipeline, Reducer
+from firstlight.pipeline._records import Record, UserError
+from firstlight.pipeline._step import reducer_error, told
+
+__all__ = ["EventError", "Reduction", "Stats"]
+
+#: Texts of so many errors are kept; all are counted.
+_KEPT_ERRORS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class EventError:
+    """Why an event has no result."""
+
+    index: int
+    error: UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """A run in numbers, at one moment. Every event is in exactly one of `results`, `empty`, `parked` and `lost`.
+
+    Attributes
+    ----------
+    events
+        Events that are done with.
+    results, empty
+        Events with a result that was given to the reducer, and those for which the worker returned None.
+    errors
+        Exceptions of user code, each attempt counted, and deaths of worker processes.
+    retried
+        Calls of the worker beyond the first one for an event, and events given to somebody else after a worker died.
+    parked
+        Events that were given up after so many attempts, or whose result the reducer did not take.
+    lost
+        Events whose messages were no longer held when their turn came.
+    duplicates
+        Second copies of records, dropped.
+    incomplete
+        Events that some inputs have and others do not.
+    missing
+        For each input the ids that it did not have, below the highest that any input had; known at the end.
+    workers_died
+        Worker processes that ended without being asked to.
+    available
+        Events that the inputs offered so far, as far as known; ``available - events`` is the lag.
+    latency_s
+        From the service having the last message of an event until its result was reduced, in seconds, live only.
+    elapsed_s
+        Since the run began.
+    last_errors
+        Up to 100 of the errors, the oldest first.
+    """
+
+    events: int = 0
+    results: int = 0
+    empty: int = 0
+    errors: int = 0
+    retried: int = 0
+    parked: Ranges = field(default_factory=Ranges)
+    lost: Ranges = field(default_factory=Ranges)
+    duplicates: int = 0
+    incomplete: Ranges = field(default_factory=Ranges)
+    missing: Mapping[str, Ranges] = field(default_factory=dict)
+    workers_died: int = 0
+    available: int = 0
+    latency_s: HistogramSnapshot = field(default_factory=lambda: Histogram().snapshot(), repr=False)
+    elapsed_s: float = 0.0
+    last_errors: tuple[EventError, ...] = ()
+
+    @property
+    def rate_hz(self) -> float:
+        """Events per second since the run began."""
+        return self.events / self.elapsed_s if self.elapsed_s > 0 else 0.0
+
+    @property
+    def lag(self) -> int:
+        """Events that wait to be worked on."""
+        return max(self.available - self.events - len(self.incomplete), 0)
+
+
+class Reduction:
+    """The reducer of one run and everything counted about it. Thread safe.
+
+    Parameters
+    ----------
+    live
+        Record latencies; of a recording they would say when it was made.
+    """
+
+    def __init__(self, pipeline: Pipeline, *, live: bool) -> None:
+        self._pipeline = pipeline
+        self._live = live
+        self._lock = threading.Lock()
+        self.reducer: Reducer = pipeline.reducer()
+        self.seen = Ranges()
+        self._started = time.monotonic()
+        self._ended: float | None = None
+        self._latency = Histogram()
+        self._parked, self._lost, self._incomplete = Ranges(), Ranges(), Ranges()
+        self._missing: dict[str, Ranges] = {}
+        self._results = self._empty = self._errors = self._retried = self._duplicates = self._died = 0
+        self._available = 0
+        self._last_errors: deque[EventError] = deque(maxlen=_KEPT_ERRORS)
+        self._shown = 0
+
+    # -- what happens -----------------------------------------------------------------------------------------------
+
+    def take(self, record: Record) -> None:
+        """Count a record, and give its result to the reducer, unless it came before.
+
+        Raises
+        ------
+        WorkerError
+            If the reducer raised, and the pipeline stops at errors.
+        """
+        with self._lock:
+            if record.index in self.seen:
+                self._duplicates += 1
+                return
+            self.seen.add(record.index, record.index)
+            self._retried += record.attempts - 1
+            self._errors += record.attempts - 1
+            if record.kind == "result":
+                self._reduce(record)
+            elif record.kind == "none":
+                self._empty += 1
+            else:
+                self._without(record)
+            if self._live and record.event_ns:
+                self._latency.record(max((time.time_ns() - record.event_ns) * 1e-9, 0.0))
+
+    def _reduce(self, record: Record) -> None:
+        try:
+            self.reducer.add(record.index, record.value)
+        except Exception as error:  # user code
+            self._parked.add(record.index, record.index)
+            if self._pipeline.on_error == "stop":
+                raise reducer_error(self._pipeline, record.index, error) from error
+            self._errors += 1
+            self._last_errors.append(EventError(record.index, told(error)))
+            return
+        self._results += 1
+
+    def _without(self, record: Record) -> None:
+        (self._lost if record.kind == "lost" else self._parked).add(record.index, record.index)
+        if record.error is not None:
+            self._errors += record.kind == "error"
+            self._last_errors.append(EventError(record.index, record.error))
+
+    def died(self, index: int | None, *, again: bool) -> None:
+        """A worker process ended, maybe at event `index`, which somebody else gets if `again`."""
+        with self._lock:
+            self._died += 1
+            if index is not None:
+                self._errors += 1
+                self._retried += again
+
+    def worker_failed(self, error: WorkerError) -> None:
+        """User code raised at an event, and the run ends with that."""
+        with self._lock:
+            index = error.values.get("event_index")
+            if index is not None:
+                self._errors += 1
+                words = UserError(error.values["error_type"], error.text, error.values["traceback_text"])
+                self._last_errors.append(EventError(index, words))
+
+    def offered(self, total: int) -> None:
+        """The inputs have offered so many events."""
+        with self._lock:
+            self._available = max(total, self._available)
+
+    def incomplete(self, first: int, last: int) -> None:
+        """The events ``first .. last`` will never be complete."""
+        with self._lock:
+            self._incomplete.add(first, last)
+
+    def missed(self, missing: Mapping[str, Ranges]) -> None:
+        """The ids that inputs did not have."""
+        with self._lock:
+            self._missing = {name: ids.copy() for name, ids in missing.items()}
+
+    def ended(self) -> None:
+        """The run is over; its clock stops."""
+        with self._lock:
+            self._ended = time.monotonic()
+
+    # -- looking at it ----------------------------------------------------------------------------------------------
+
+    @property
+    def news(self) -> bool:
+        """The reducer has something that was not shown yet."""
+        return self._results != self._shown
+
+    def snapshot(self) -> dict[str, View]:
+        """The views; empty before the first result.
+
+        Raises
+        ------
+        WorkerError
+            If the reducer raises, or returns something else than views by name.
+        """
+        with self._lock:
+            if not self._results:
+                return {}
+            self._shown = self._results
+            try:
+                views = dict(self.reducer.snapshot())
+            except Exception as error:  # user code
+                self._errors += 1
+                raise reducer_error(self._pipeline, None, error) from error
+        for name, view in views.items():
+            if not isinstance(view, View):
+                raise PipelineError(
+                    f"the reducer of pipeline {self._pipeline.name!r} shows {name!r} as a {type(view).__name__}; "
+                    "wrap it into Image, Line, Scalar, Table or Text"
+                )
+        return views
+
+    def stats(self) -> Stats:
+        """The numbers now."""
+        with self._lock:
+            return Stats(
+                events=len(self.seen), results=self._results, empty=self._empty, errors=self._errors,
+                retried=self._retried,
+                parked=self._parked.copy(), lost=self._lost.copy(), duplicates=self._duplicates,
+                incomplete=self._incomplete.copy(), missing=dict(self._missing), workers_died=self._died,
+                available=self._available, latency_s=self._latency.snapshot(),
+                elapsed_s=(self._ended or time.monotonic()) - self._started, last_errors=tuple(self._last_errors),
+            )  # fmt: skip

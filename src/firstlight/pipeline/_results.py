@@ -1,0 +1,153 @@
+"""The results stream of a run: named, opened, read into the reducer, and ended."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from firstlight.client import Client, Producer
+from firstlight.errors import (
+    ConfigurationError,
+    FirstlightError,
+    StreamAbortedError,
+    StreamNotFoundError,
+    StreamTimeoutError,
+)
+from firstlight.model import StreamId
+from firstlight.pipeline._live import Live
+from firstlight.pipeline._pipeline import Pipeline
+from firstlight.pipeline._records import Record, from_message, to_wire
+from firstlight.pipeline._reduction import Reduction
+
+__all__ = ["Results"]
+
+_SLICE_S = 0.1
+
+
+class Results:
+    """The records of one run as a stream of the service, read by a thread of its own.
+
+    Parameters
+    ----------
+    label
+        What tells this run from others on the same stream.
+    on_failure
+        Called in the reading thread when the reducer or the connection fails.
+    """
+
+    def __init__(
+        self, client: Client, pipeline: Pipeline, live: Live, label: str, reduction: Reduction,
+        on_failure: Callable[[FirstlightError], None],
+    ) -> None:  # fmt: skip
+        self.stream = StreamId(live.beamtime, f"{pipeline.name}.results", f"{live.stream}.{label}")
+        self._client = client
+        self._pipeline = pipeline
+        self._reduction = reduction
+        self._on_failure = on_failure
+        self._where: dict[str, Any] = {"beamtime": self.stream.beamtime, "stream": self.stream.stream}
+        self._n_read = 0
+        self._read = threading.Condition()
+        self._closing = threading.Event()
+        self._producer: Producer | None = None
+        self.finished = False
+        self._open(live)
+        self._thread = threading.Thread(target=self._follow, name=f"read {self.stream}", daemon=True)
+        self._thread.start()
+
+    def _open(self, live: Live) -> None:
+        header = {
+            "pipeline": self._pipeline.name,
+            "worker": self._pipeline.worker_name,
+            "inputs": list(self._pipeline.inputs),
+            "input_stream": live.stream,
+            "parameters": {name: _plain(value) for name, value in self._pipeline.parameters.items()},
+            "parameters_hash": self._pipeline.parameters_hash,
+        }
+        earlier = self._earlier()
+        if earlier is None:
+            self._producer = self._client.produce(self.stream.source, header=header, finish=False, **self._where)
+            return
+        if earlier.get("parameters_hash") != header["parameters_hash"]:
+            raise ConfigurationError(
+                f"run {live.group!r} of pipeline {self._pipeline.name!r} was begun with another worker or "
+                "other parameters "
+                f"({earlier.get('parameters')}); choose another group, so that their results do not mix",
+                group=live.group,
+            )
+        self.finished = self._client.info(self.stream.source, **self._where).finished
+        if not self.finished:
+            self._producer = self._client.produce(self.stream.source, finish=False, **self._where)
+
+    def _earlier(self) -> dict[str, Any] | None:
+        """The header of a run of the same label."""
+        try:
+            return self._client.meta(self.stream.source, **self._where)
+        except StreamNotFoundError:
+            return None
+
+    def _follow(self) -> None:
+        try:
+            with self._client.consume(self.stream.source, order="arrival", timeout=_SLICE_S, **self._where) as consumer:
+                while not self._closing.is_set():
+                    try:
+                        message = next(consumer, None)
+                    except (StreamTimeoutError, StreamNotFoundError):
+                        continue
+                    except StreamAbortedError:
+                        return  # by ourselves, or by an earlier run that was stopped
+                    if message is None:
+                        return
+                    self._reduction.take(from_message(message, self._pipeline.results))
+                    with self._read:
+                        self._n_read = consumer.n_received + consumer.lost
+                        self._read.notify_all()
+        except FirstlightError as error:
+            self._on_failure(error)
+
+    def put(self, record: Record) -> None:
+        """Put down a record that no worker could."""
+        assert self._producer is not None
+        index, data, meta = to_wire(record, self._pipeline.results)
+        self._producer.send(data, id=index, meta=meta)
+        self._producer.flush()
+
+    def drain(self, timeout: float) -> bool:
+        """Wait until everything that is in the stream now has been reduced; False if that takes too long."""
+        target = self._client.info(self.stream.source, **self._where).n_messages
+        deadline = time.monotonic() + timeout
+        with self._read:
+            while self._n_read < target and self._thread.is_alive():
+                if (
+                    not self._read.wait(min(max(deadline - time.monotonic(), 0.0), _SLICE_S))
+                    and time.monotonic() > deadline
+                ):
+                    return False
+        return self._n_read >= target
+
+    def finish(self) -> None:
+        """Everything is done: readers of the stream get its end."""
+        if self._producer is not None:
+            self._producer.finish()
+
+    def abort(self, reason: str) -> None:
+        """Nobody will continue this run."""
+        if self._producer is not None:
+            self._producer.abort(reason)
+
+    def close(self) -> None:
+        """Stop reading; the stream stays as it is."""
+        self._closing.set()
+        self._thread.join()
+        if self._producer is not None:
+            self._producer.close()
+
+
+def _plain(value: Any) -> Any:
+    """A parameter as far as JSON can hold it; of others the type."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return f"<{type(value).__qualname__}>"

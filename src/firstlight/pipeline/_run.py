@@ -1,0 +1,177 @@
+"""`run` and what it returns."""
+
+from __future__ import annotations
+
+import abc
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self, TypeAlias
+
+from firstlight.errors import FirstlightError, PipelineError, StreamTimeoutError
+from firstlight.model._view import View
+from firstlight.pipeline._pipeline import Pipeline
+from firstlight.pipeline._reduction import Reduction, Stats
+from firstlight.pipeline._sources import Source
+from firstlight.pipeline._step import told
+
+__all__ = ["Executor", "OnView", "Run", "State"]
+
+logger = logging.getLogger(__name__)
+
+OnView: TypeAlias = Callable[[Mapping[str, View]], None]
+#: ``finished``: everything was done. ``stopped``: somebody called `Run.stop`. ``aborted``: an input was given up by its
+#: producer, everything before that was done. ``failed``: see `Run.error`.
+State: TypeAlias = Literal["running", "finished", "stopped", "aborted", "failed"]
+
+_PROGRESS_EVERY_S = 0.5
+
+
+class Executor(Protocol):
+    """Where a pipeline runs: a value such as `Inline` or `Processes`."""
+
+    def start(self, pipeline: Pipeline, source: Source, *, on_view: OnView | None, view_every_s: float) -> Run:
+        """Begin a run."""
+
+
+class Run(abc.ABC):
+    """A pipeline at work. Made by `run`.
+
+    Examples
+    --------
+    ::
+
+        with run(saxs, Live(stream="scan_0042"), on=Processes(4)) as running:
+            for stats in running:
+                print(stats.events, stats.rate_hz, stats.lag)
+            mean = running.result()
+    """
+
+    def __init__(self, pipeline: Pipeline, source: Source, *, on_view: OnView | None, view_every_s: float) -> None:
+        self.pipeline = pipeline
+        self.error: FirstlightError | None = None
+        self._state: State = "running"
+        self._reduction = Reduction(pipeline, live=source.live)
+        self._on_view = on_view
+        self._view_every_s = view_every_s
+        self._view_at = time.monotonic() + view_every_s
+        self._stopping = threading.Event()
+        self._over = threading.Event()
+
+    # -- for the user -----------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        """How the run stands."""
+        return self._state
+
+    @property
+    def stats(self) -> Stats:
+        """The run in numbers, now."""
+        return self._reduction.stats()
+
+    @property
+    def reducer(self) -> Any:
+        """The reducer with what was added up so far. While the run goes on, others add to it; prefer `views`."""
+        return self._reduction.reducer
+
+    def views(self) -> dict[str, View]:
+        """What the reducer shows now; empty before its first result.
+
+        Raises
+        ------
+        WorkerError
+            If the reducer raises.
+        """
+        return self._reduction.snapshot()
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait for the end, and return the reducer. After `stop` it holds what was done until then.
+
+        Raises
+        ------
+        WorkerError
+            If user code raised, and the pipeline stops at errors: with ``event_index`` and ``traceback_text``.
+        StreamAbortedError
+            If the producer of an input gave it up; ``reducer`` holds everything before that.
+        StreamTimeoutError
+            If the run is not over in time, or the input fell silent for longer than its source allows.
+        FirstlightError
+            Whatever else ended the run.
+        """
+        if not self.join(timeout):
+            raise StreamTimeoutError(
+                f"pipeline {self.pipeline.name!r} is not at its end after {timeout:g} s; it goes on"
+            )
+        if self.error is not None:
+            raise self.error
+        return self._reduction.reducer
+
+    @abc.abstractmethod
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait for the end, however that is; False if it did not come in time. Ctrl-C stops the run."""
+
+    def stop(self) -> None:
+        """Ask the run to end: events under way are finished, nothing new is begun. Returns at once."""
+        self._stopping.set()
+
+    def __iter__(self) -> Iterator[Stats]:
+        """The numbers about every half second, and once at the end; errors are raised by `result`, not here."""
+        while not self.join(_PROGRESS_EVERY_S):
+            yield self.stats
+        yield self.stats
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        self.join()
+
+    # -- for executors ----------------------------------------------------------------------------------------------
+
+    def _show(self) -> None:
+        """Hand views out when it is time.
+
+        Raises
+        ------
+        PipelineError
+            If the reducer or the receiver of views raises, and the pipeline stops at errors.
+        """
+        if self._on_view is not None and time.monotonic() >= self._view_at and self._reduction.news:
+            self._show_now(self._on_view)
+            self._view_at = time.monotonic() + self._view_every_s
+
+    def _show_now(self, on_view: OnView) -> None:
+        try:
+            views = self._reduction.snapshot()
+            try:
+                on_view(views)
+            except Exception as error:  # user code
+                words = told(error)
+                raise PipelineError(
+                    f"on_view of pipeline {self.pipeline.name!r} raised {words.type}: {words.text}",
+                    error_type=words.type, traceback_text=words.traceback,
+                ) from error  # fmt: skip
+        except PipelineError as error:
+            if self.pipeline.on_error == "stop":
+                raise
+            logger.warning("%s", error)
+
+    def _end(self, state: State, error: FirstlightError | None = None) -> None:
+        """The run is over, for this reason."""
+        if self._over.is_set():
+            return
+        if state != "failed" and self._on_view is not None and self._reduction.news:
+            try:
+                self._show_now(self._on_view)
+            except PipelineError as failure:
+                state, error = "failed", failure
+        self._reduction.ended()
+        self._state = state
+        self.error = error
+        self._over.set()

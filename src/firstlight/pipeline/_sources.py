@@ -1,0 +1,226 @@
+"""Where a run gets its messages from: one protocol, whether they are taken now, were taken years ago, or are made up.
+
+A source is a value that can be copied into other processes and opened there. Opened, it tells what arrives, and fetches
+the messages of an event by their ids: who decides looks at the first, who works needs the second.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeAlias
+
+import msgspec
+import numpy as np
+
+from firstlight.errors import ConfigurationError, DataError, MessageNotFoundError
+from firstlight.model import DATA_FORMAT, ArraySpec, Batch, Dataset, Message, StreamId, batch_head, batch_parts
+
+__all__ = ["Arrival", "Ended", "Items", "OpenSource", "Source", "Tidings"]
+
+Found: TypeAlias = Message | Dataset
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A message of the input `name` is there; `message` itself, where it came along anyway."""
+
+    name: str
+    id: int
+    message: Found | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Nothing more will come from the input `name`; `aborted` says why its producer gave it up."""
+
+    name: str
+    aborted: str | None = None
+    n_lost: int = 0
+
+
+#: What an open source tells; None when nothing came for a moment, so that the caller can look at its clock.
+Tidings: TypeAlias = Arrival | Ended | None
+
+
+class OpenSource(Protocol):
+    """A source at work, in one process."""
+
+    def tidings(self) -> Iterator[Tidings]:
+        """What arrives at the inputs, in the order in which it does; ends when all inputs have ended.
+
+        Raises
+        ------
+        StreamNotFoundError, StreamTimeoutError
+            If an input does not exist, or nothing came, for longer than the source says.
+        """
+
+    def fetch(self, ids: Mapping[str, int]) -> dict[str, Found]:
+        """The messages of an event: one for each input, by id.
+
+        Raises
+        ------
+        MessageNotFoundError, MessageEvictedError
+            If one of them does not exist, or its bytes are gone.
+        """
+
+    def close(self) -> None:
+        """Give back what it holds."""
+
+    def __enter__(self) -> Self:
+        """The open source itself."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+
+
+class Source(Protocol):
+    """Something that can be opened for inputs of these names."""
+
+    @property
+    def live(self) -> bool:
+        """The messages are being taken now, so that latency means something."""
+
+    def open(self, inputs: Sequence[str]) -> OpenSource:
+        """Begin to read.
+
+        Raises
+        ------
+        ConfigurationError
+            If it has no such input.
+        FirstlightError
+            If it cannot be reached or read.
+        """
+
+
+class Items:
+    """Messages from memory: for tests, notebooks, and trying a pipeline on a few frames.
+
+    Parameters
+    ----------
+    items
+        For each input its messages: a sequence whose ids are 1, 2, 3, ... (None leaves a gap), or a mapping by id. A
+        message is an array, bytes, or a pair of one of them with its metadata.
+    arrival
+        ``(input, id)`` in the order in which they arrive; by default the inputs take turns.
+    aborted
+        Inputs that end as aborted, and the reason.
+
+    Raises
+    ------
+    ConfigurationError
+        If the order of arrival names something that there is not, or leaves something out.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Items({"eiger": [np.zeros((2, 3)), (np.ones((2, 3)), {"shutter": "open"})]})
+    <Items eiger: 2>
+    """
+
+    live = False
+
+    def __init__(
+        self,
+        items: Mapping[str, Iterable[Any] | Mapping[int, Any]],
+        *,
+        arrival: Sequence[tuple[str, int]] | None = None,
+        aborted: Mapping[str, str] | None = None,
+    ) -> None:
+        self._items = {name: _by_id(given) for name, given in items.items()}
+        self._aborted = dict(aborted or {})
+        self._arrival = list(arrival) if arrival is not None else _taking_turns(self._items)
+        if sorted(self._arrival) != sorted(_taking_turns(self._items)):
+            raise ConfigurationError("the order of arrival must name every (input, id) of the items exactly once")
+
+    def open(self, inputs: Sequence[str]) -> OpenItems:
+        """Begin to read."""
+        if absent := [name for name in inputs if name not in self._items]:
+            raise ConfigurationError(
+                f"these items have no input {absent[0]!r}; they have {', '.join(self._items) or 'none'}"
+            )
+        chosen = {name: self._items[name] for name in inputs}
+        return OpenItems(chosen, [pair for pair in self._arrival if pair[0] in chosen], self._aborted)
+
+    def __repr__(self) -> str:
+        return f"<Items {', '.join(f'{name}: {len(found)}' for name, found in self._items.items())}>"
+
+
+def _by_id(given: Iterable[Any] | Mapping[int, Any]) -> dict[int, Any]:
+    pairs = given.items() if isinstance(given, Mapping) else enumerate(given, start=1)
+    return {number: item for number, item in pairs if item is not None}
+
+
+def _taking_turns(items: Mapping[str, Mapping[int, Any]]) -> list[tuple[str, int]]:
+    order = {name: place for place, name in enumerate(items)}
+    every = [(name, number) for name, found in items.items() for number in found]
+    return sorted(every, key=lambda pair: (pair[1], order[pair[0]]))
+
+
+class OpenItems:
+    """`Items` at work."""
+
+    def __init__(
+        self, items: dict[str, dict[int, Any]], arrival: list[tuple[str, int]], aborted: dict[str, str]
+    ) -> None:
+        self._items = items
+        self._arrival = arrival
+        self._aborted = aborted
+
+    def tidings(self) -> Iterator[Tidings]:
+        """What arrives, in the order that was asked for."""
+        for name, number in self._arrival:
+            yield Arrival(name, number)
+        for name in self._items:
+            yield Ended(name, self._aborted.get(name))
+
+    def fetch(self, ids: Mapping[str, int]) -> dict[str, Found]:
+        """The messages of an event."""
+        return {name: self._message(name, number) for name, number in ids.items()}
+
+    def _message(self, name: str, number: int) -> Message:
+        try:
+            item = self._items[name][number]
+        except KeyError:
+            raise MessageNotFoundError(f"there is no message {number} among the items of {name!r}", id=number) from None
+        data, meta = item if isinstance(item, tuple) else (item, {})
+        return message_of(StreamId("memory", name, "items"), number, data, meta)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def __enter__(self) -> OpenItems:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def message_of(stream: StreamId, number: int, data: Any, meta: Mapping[str, Any]) -> Message:
+    """A message that no service has seen, in the form in which services hand them out.
+
+    Raises
+    ------
+    DataError
+        If `data` is neither an array nor bytes, or the metadata are not JSON.
+    """
+    values = dict(meta)
+    if isinstance(data, np.ndarray):
+        values[DATA_FORMAT] = ArraySpec.of(data).to_json()
+        blob = np.ascontiguousarray(data).tobytes()
+    elif isinstance(data, bytes | bytearray | memoryview):
+        blob = bytes(data)
+    else:
+        raise DataError(f"an item is an array, bytes, or a pair (data, metadata), not a {type(data).__name__}")
+    try:
+        json = msgspec.json.encode(values)
+    except TypeError as error:
+        raise DataError(f"metadata of item {number} of {stream.source!r} cannot be written as JSON: {error}") from error
+    now = time.time_ns()
+    head = batch_head([(number, now, 0, 1, 0)], [json], [len(blob)], producer=0, sequence=0, sent_ns=now)
+    batch = Batch.parse(b"".join(batch_parts(head, [blob])))
+    return Message(stream, batch, batch.row(0), received_ns=now)

@@ -1,0 +1,116 @@
+"""The one place where user code is called: tries, failures and their words."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from firstlight.errors import WorkerError
+from firstlight.model._event import Event
+from firstlight.pipeline._pipeline import Closes, Pipeline, SetsUp, Worker
+from firstlight.pipeline._records import Record, UserError
+
+__all__ = ["Step", "reducer_error", "told", "worker_error"]
+
+_Made = TypeVar("_Made")
+
+
+class Step(Generic[_Made]):
+    """A worker, made ready in this process.
+
+    Parameters
+    ----------
+    finish
+        Brings a record into the form in which it leaves; what that raises is the worker's failure, too.
+
+    Raises
+    ------
+    WorkerError
+        If the worker cannot be made, or its ``setup()`` raises.
+    """
+
+    def __init__(self, pipeline: Pipeline, finish: Callable[[Record], _Made], *, parameters: str = "") -> None:
+        self._pipeline = pipeline
+        self._finish = finish
+        # A script's classes have another module name in a worker process, so that one is told the hash.
+        self._hash = parameters or pipeline.parameters_hash
+        try:
+            self._worker: Worker = pipeline.make_worker()
+            if isinstance(self._worker, SetsUp):
+                self._worker.setup()
+        except Exception as error:  # user code
+            raise _wrapped(pipeline, error, "could not be set up", None) from error
+
+    def run(self, event: Event) -> tuple[Record, _Made]:
+        """Call the worker, again if that is wanted and helps.
+
+        Raises
+        ------
+        WorkerError
+            If it raised and the pipeline stops at errors.
+        """
+        attempts = 0
+        event_ns = event.stored_ns
+        while True:
+            attempts += 1
+            try:
+                value = self._worker(event)
+                kind = "none" if value is None else "result"
+                record = Record(event.index, kind, value, attempts, event_ns, None, self._hash)  # type: ignore[arg-type]
+                return record, self._finish(record)
+            except Exception as error:  # user code
+                if self._pipeline.on_error == "stop":
+                    raise worker_error(self._pipeline, event.index, error) from error
+                if attempts >= self._pipeline.max_attempts:
+                    record = Record(event.index, "error", None, attempts, event_ns, told(error), self._hash)
+                    return record, self._finish(record)
+
+    def close(self) -> None:
+        """The worker's last call.
+
+        Raises
+        ------
+        WorkerError
+            If its ``close()`` raises.
+        """
+        if isinstance(self._worker, Closes):
+            try:
+                self._worker.close()
+            except Exception as error:  # user code
+                raise _wrapped(self._pipeline, error, "could not be closed", None) from error
+
+
+def told(error: BaseException) -> UserError:
+    """An exception in words; the traceback begins in the user's code."""
+    trace = error.__traceback__
+    # The first frame is ours, and tells a scientist nothing.
+    lines = traceback.format_exception(type(error), error, trace.tb_next if trace is not None else None)
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - user code: the __str__ of an exception class
+        text = "(its text cannot be made)"
+    return UserError(type(error).__name__, text, "".join(lines))
+
+
+def worker_error(pipeline: Pipeline, index: int, error: BaseException) -> WorkerError:
+    """The error for what the worker raised at event `index`."""
+    return _wrapped(pipeline, error, f"raised at event {index}", index)
+
+
+def _wrapped(pipeline: Pipeline, error: BaseException, what: str, index: int | None) -> WorkerError:
+    words = told(error)
+    return WorkerError(
+        f"worker {pipeline.worker_name} of pipeline {pipeline.name!r} {what}: {words.type}: {words.text}",
+        event_index=index, error_type=words.type, traceback_text=words.traceback,
+    )  # fmt: skip
+
+
+def reducer_error(pipeline: Pipeline, index: int | None, error: BaseException) -> WorkerError:
+    """The error for what the reducer raised."""
+    words = told(error)
+    where = f"at the result of event {index}" if index is not None else "when it was asked for its views"
+    return WorkerError(
+        f"the reducer of pipeline {pipeline.name!r} raised {where}: {words.type}: {words.text}",
+        event_index=index, error_type=words.type, traceback_text=words.traceback,
+    )  # fmt: skip

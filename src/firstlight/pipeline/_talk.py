@@ -1,0 +1,133 @@
+"""What a run and its worker processes say to each other, over one pipe each. Both ends are this program, so pickles are
+safe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from firstlight.errors import FirstlightError
+from firstlight.model import StreamId
+from firstlight.pipeline._align import Ready
+from firstlight.pipeline._live import Live
+from firstlight.pipeline._pipeline import Pipeline
+from firstlight.pipeline._records import Record, WireRecord
+from firstlight.pipeline._sources import Source
+
+__all__ = [
+    "Answer",
+    "Asked",
+    "Broke",
+    "FromWorker",
+    "GroupJob",
+    "HandOut",
+    "Job",
+    "Left",
+    "Reported",
+    "Settled",
+    "ShareJob",
+    "Started",
+    "Stop",
+    "ToWorker",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a worker process is for.
+
+    ``results`` is the stream of the service at ``url`` to which records go; None sends them through the pipe.
+    """
+
+    pipeline: Pipeline
+    parameters: str
+    source: Source
+    url: str | None
+    results: StreamId | None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupJob(Job):
+    """Take events from the service as a member of a group."""
+
+    live: Live
+    group: str
+    prefetch: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShareJob(Job):
+    """Work on the events that are handed out."""
+
+
+# -- to a worker ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class HandOut:
+    """Work on these."""
+
+    events: list[Ready]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """To `Asked`: go on, or put this record down instead."""
+
+    index: int
+    instead: Record | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Finish what is under way and leave."""
+
+
+ToWorker: TypeAlias = HandOut | Answer | Stop
+
+
+# -- from a worker --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The worker is set up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Somebody had this event before, and did not finish it: is it safe to begin?"""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """Records, through the pipe."""
+
+    records: list[WireRecord]
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The records of these events are in the results stream."""
+
+    indices: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """Good bye: everything is settled. `at_end` if the stream has ended, not if the worker was stopped."""
+
+    at_end: bool
+    aborted: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Broke:
+    """Good bye: this happened."""
+
+    error: FirstlightError
+
+
+FromWorker: TypeAlias = Started | Asked | Reported | Settled | Left | Broke

@@ -1,0 +1,507 @@
+"""What every source and every executor of pipelines has to do, as tests that they inherit.
+
+One pipeline gives one answer, wherever it runs, wherever its messages come from, in whatever order they arrive, and
+however often a worker dies. An executor or a source, also one of a facility's own, passes when this does::
+
+    class TestMyExecutor(PipelineContract):
+        def source(self, data):
+            return data.items()
+
+        def executor(self):
+            return MyExecutor()
+
+It needs pytest, so nothing else imports this module.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from firstlight.errors import ConfigurationError, PipelineError, StreamAbortedError, WorkerError
+from firstlight.pipeline import (
+    Event,
+    Executor,
+    Items,
+    Line,
+    OnView,
+    Pipeline,
+    Run,
+    Scalar,
+    Source,
+    View,
+    run,
+)
+
+__all__ = ["ContractData", "MeanRows", "PipelineContract", "ProcessesContract", "RowMeans", "frame"]
+
+#: No run of these takes as long; one that hangs fails instead.
+_WITHIN_S = 60.0
+
+
+def frame(index: int) -> NDArray[np.uint16]:
+    """Frame `index` of the contract's data: (4, 6), all different."""
+    return (np.arange(24, dtype=np.uint16).reshape(4, 6) * index) % 251
+
+
+@dataclass(frozen=True)
+class ContractData:
+    """What the inputs of a run offer.
+
+    Parameters
+    ----------
+    frames
+        Id -> (array, metadata), by input.
+    arrival
+        ``(input, id)`` in the order of arrival; None: by id.
+    aborted
+        Inputs that are given up at their end, and why.
+    """
+
+    frames: Mapping[str, Mapping[int, tuple[NDArray[Any], Mapping[str, Any]]]]
+    arrival: Sequence[tuple[str, int]] | None = None
+    aborted: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, ids: Iterable[int], *names: str, **more: Any) -> ContractData:
+        """The frames of these ids, for each of these inputs (``eiger`` if none is named)."""
+        found = {index: (frame(index), {"number": index, "shutter": "open"}) for index in ids}
+        return cls(dict.fromkeys(names or ("eiger",), found), **more)
+
+    def in_order(self) -> list[tuple[str, int]]:
+        """``(input, id)`` as they arrive."""
+        if self.arrival is not None:
+            return list(self.arrival)
+        every = [(name, index) for name, found in self.frames.items() for index in found]
+        return sorted(every, key=lambda pair: pair[1])
+
+    def items(self) -> Items:
+        """The same in memory."""
+        return Items(self.frames, arrival=self.arrival, aborted=self.aborted)
+
+
+@dataclass(frozen=True)
+class RowMeans:
+    """Mean over each row of the frame; None where the shutter was closed."""
+
+    offset: float = 0.0
+
+    def __call__(self, event: Event) -> NDArray[np.float64] | None:
+        message = event["eiger"]
+        if message.meta["shutter"] != "open":
+            return None
+        means: NDArray[np.float64] = message.array.mean(axis=1) + self.offset
+        return means
+
+
+@dataclass
+class MeanRows:
+    """Adds up arrays, and remembers of which events."""
+
+    total: Any = 0.0
+    indices: list[int] = field(default_factory=list)
+
+    def add(self, index: int, result: NDArray[np.float64]) -> None:
+        self.total = self.total + result
+        self.indices.append(index)
+
+    def merge(self, other: MeanRows) -> None:
+        self.total = self.total + other.total
+        self.indices += other.indices
+
+    def snapshot(self) -> dict[str, View]:
+        n = len(self.indices)
+        return {"rows": Line(self.total / n, unit="photon"), "n": Scalar(n, temporality="cumulative")}
+
+
+class Point(NamedTuple):
+    """One kind of thing that results are made of."""
+
+    x: int
+    y: float
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A result that uses what results may be made of."""
+
+    index: int
+    point: Point
+    names: tuple[str, ...]
+    spectrum: NDArray[np.float32]
+    by_id: dict[int, list[float]]
+
+    @classmethod
+    def of(cls, index: int) -> Mixed:
+        spectrum = np.full(3, index, np.float32)
+        return cls(index, Point(index, index / 2), ("a", "b"), spectrum, {index: [0.5, 1.5]})
+
+
+def mixed(event: Event) -> Mixed:
+    """A worker that is a plain function."""
+    return Mixed.of(event.index)
+
+
+@dataclass
+class Collect:
+    """Keeps every result."""
+
+    found: dict[int, Any] = field(default_factory=dict)
+
+    def add(self, index: int, result: Any) -> None:
+        assert index not in self.found
+        self.found[index] = result
+
+    def merge(self, other: Collect) -> None:
+        self.found |= other.found
+
+    def snapshot(self) -> dict[str, View]:
+        return {"n": Scalar(len(self.found))}
+
+
+def both(event: Event) -> list[int]:
+    """What a worker on two inputs sees."""
+    assert np.array_equal(event["eiger"].array, event["pilatus"].array)
+    return [event["eiger"].id, event["pilatus"].id]
+
+
+@dataclass(frozen=True)
+class Raises:
+    """Raises at some events: always, or the first time in each process."""
+
+    at: tuple[int, ...]
+    once: bool = False
+    seen: set[int] = field(default_factory=set)
+
+    def __call__(self, event: Event) -> int:
+        if event.index in self.at and event.index not in self.seen:
+            if self.once:
+                self.seen.add(event.index)
+            raise ValueError(f"cannot make sense of frame {event.index}")
+        return event.index
+
+
+@dataclass(frozen=True)
+class Dies:
+    """Kills its own process at some events: so often for each, counted in files because memory dies with the
+    process."""
+
+    at: tuple[int, ...]
+    folder: str
+    times: int = 1
+    pause_s: float = 0.0
+
+    def __call__(self, event: Event) -> NDArray[np.float64] | None:
+        time.sleep(self.pause_s)
+        if event.index in self.at and self._count(event.index) < self.times:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return RowMeans()(event)
+
+    def _count(self, index: int) -> int:
+        for n in range(self.times):
+            try:
+                os.close(os.open(Path(self.folder) / f"{index}.{n}", os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                continue
+            return n
+        return self.times
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Takes its time."""
+
+    seconds: float
+
+    def __call__(self, event: Event) -> int:
+        time.sleep(self.seconds)
+        return event.index
+
+
+@dataclass(frozen=True)
+class SetUp:
+    """Leaves files behind where it is set up and closed, and works only in between."""
+
+    folder: str
+    state: dict[str, int] = field(default_factory=dict)
+
+    def setup(self) -> None:
+        (Path(self.folder) / f"setup.{os.getpid()}").touch()
+        self.state["ready"] = 1
+
+    def close(self) -> None:
+        (Path(self.folder) / f"close.{os.getpid()}").touch()
+
+    def __call__(self, event: Event) -> int:
+        return self.state["ready"]
+
+
+class NoSetUp:
+    """A class, made in each process, whose preparation fails."""
+
+    def setup(self) -> None:
+        raise RuntimeError("no calibration file")
+
+    def __call__(self, event: Event) -> None:
+        raise AssertionError("never reached")
+
+
+class BadReducer(Collect):
+    """Does not like event 3."""
+
+    def add(self, index: int, result: Any) -> None:
+        if index == 3:
+            raise KeyError("three")
+        super().add(index, result)
+
+
+def unsendable(event: Event) -> object:
+    """A result that cannot leave its process."""
+    return object()
+
+
+def _expected(ids: Iterable[int]) -> NDArray[np.float64]:
+    total: NDArray[np.float64] = np.sum([frame(index).mean(axis=1) for index in ids], axis=0)
+    return total
+
+
+class PipelineContract:
+    """Inherit, and say how to make a source of given data and the executor."""
+
+    def source(self, data: ContractData) -> Source:
+        """A source that offers this."""
+        return data.items()
+
+    def executor(self) -> Executor:
+        """The executor under test."""
+        raise NotImplementedError
+
+    def run(self, pipeline: Pipeline, data: ContractData, on_view: OnView | None = None) -> Run:
+        """Run to the end, however that is."""
+        running = run(pipeline, self.source(data), on=self.executor(), on_view=on_view)
+        if not running.join(_WITHIN_S):
+            running.stop()
+            running.join(_WITHIN_S)
+            pytest.fail(f"the run hung: {running.stats}")
+        return running
+
+    def mean(self, worker: Callable[..., Any] | None = None, **more: Any) -> Pipeline:
+        """The pipeline of most tests."""
+        return Pipeline("mean", inputs=["eiger"], worker=worker or RowMeans(), reducer=MeanRows, **more)
+
+    # -- answers ----------------------------------------------------------------------------------------------------
+
+    def test_the_answer_is_that_of_a_plain_loop(self) -> None:
+        running = self.run(self.mean(), ContractData.of(range(1, 41)))
+        mean = running.result()
+        assert running.state == "finished"
+        assert sorted(mean.indices) == list(range(1, 41))
+        np.testing.assert_allclose(mean.total, _expected(range(1, 41)))
+        stats = running.stats
+        assert (stats.events, stats.results, stats.empty, stats.errors, stats.duplicates) == (40, 40, 0, 0, 0)
+        assert stats.available == 40 and stats.lag == 0 and not any(stats.missing.values())
+
+    def test_the_order_of_arrival_does_not_matter(self) -> None:
+        ids = [int(index) for index in np.random.default_rng(5).permutation(np.arange(1, 41))]
+        arrival = [("eiger", index) for index in ids]
+        mean = self.run(self.mean(), ContractData.of(range(1, 41), arrival=arrival)).result()
+        assert sorted(mean.indices) == list(range(1, 41))
+        np.testing.assert_allclose(mean.total, _expected(range(1, 41)))
+
+    def test_a_worker_that_returns_none_leaves_the_reducer_alone(self) -> None:
+        found = {i: (frame(i), {"shutter": "open" if i % 3 else "closed"}) for i in range(1, 13)}
+        running = self.run(self.mean(), ContractData({"eiger": found}))
+        assert sorted(running.result().indices) == [i for i in range(1, 13) if i % 3]
+        assert (running.stats.results, running.stats.empty, running.stats.events) == (8, 4, 12)
+
+    def test_parameters_reach_the_worker(self) -> None:
+        pipeline = self.mean().with_parameters(offset="2.5")
+        mean = self.run(pipeline, ContractData.of([1, 2])).result()
+        np.testing.assert_allclose(mean.total, _expected([1, 2]) + 5.0)
+
+    def test_results_come_as_they_were(self) -> None:
+        pipeline = Pipeline("mixed", inputs=["eiger"], worker=mixed, reducer=Collect)
+        found = self.run(pipeline, ContractData.of(range(1, 6))).result().found
+        assert sorted(found) == [1, 2, 3, 4, 5]
+        for index, result in found.items():
+            wanted = Mixed.of(index)
+            assert isinstance(result, Mixed) and isinstance(result.point, Point)
+            assert (result.index, result.point, result.names, result.by_id) == (
+                wanted.index, wanted.point, wanted.names, wanted.by_id,
+            )  # fmt: skip
+            assert result.spectrum.dtype == np.float32
+            np.testing.assert_array_equal(result.spectrum, wanted.spectrum)
+
+    def test_a_gap_in_the_ids_is_listed(self) -> None:
+        running = self.run(self.mean(), ContractData.of([1, 2, 4, 7]))
+        assert sorted(running.result().indices) == [1, 2, 4, 7]
+        assert list(running.stats.missing["eiger"]) == [(3, 3), (5, 6)]
+
+    # -- several inputs ---------------------------------------------------------------------------------------------
+
+    def two(self, **more: Any) -> Pipeline:
+        """A pipeline on two inputs."""
+        return Pipeline("two", inputs=["eiger", "pilatus"], worker=both, reducer=Collect, **more)
+
+    def test_messages_of_one_id_make_an_event(self) -> None:
+        running = self.run(self.two(), ContractData.of(range(1, 21), "eiger", "pilatus"))
+        assert running.result().found == {index: [index, index] for index in range(1, 21)}
+        assert not running.stats.incomplete
+
+    def test_inputs_may_run_far_ahead_of_each_other(self) -> None:
+        arrival = [("pilatus", index) for index in range(1, 121)] + [("eiger", index) for index in range(1, 121)]
+        data = ContractData.of(range(1, 121), "eiger", "pilatus", arrival=arrival)
+        assert sorted(self.run(self.two(), data).result().found) == list(range(1, 121))
+
+    def test_events_that_stay_incomplete_are_counted_and_listed(self) -> None:
+        frames: dict[int, Any] = {index: (frame(index), {}) for index in range(1, 11)}
+        eiger = {index: frames[index] for index in frames if index not in (3, 4)}
+        pilatus = {index: frames[index] for index in frames if index not in (4, 9, 10)}
+        running = self.run(self.two(), ContractData({"eiger": eiger, "pilatus": pilatus}))
+        assert sorted(running.result().found) == [1, 2, 5, 6, 7, 8]
+        stats = running.stats
+        assert list(stats.incomplete) == [(3, 3), (9, 10)]
+        assert list(stats.missing["eiger"]) == [(3, 4)] and list(stats.missing["pilatus"]) == [(4, 4), (9, 10)]
+        assert stats.events == 6 and stats.lag == 0
+
+    # -- ends -------------------------------------------------------------------------------------------------------
+
+    def test_an_empty_stream_gives_a_fresh_reducer(self) -> None:
+        running = self.run(self.mean(), ContractData({"eiger": {}}))
+        assert running.result().indices == [] and running.views() == {}
+        assert running.state == "finished" and running.stats.events == 0
+
+    def test_an_aborted_stream_is_not_taken_for_a_whole_one(self) -> None:
+        running = self.run(self.mean(), ContractData.of([1, 2, 3], aborted={"eiger": "beam dump"}))
+        assert running.state == "aborted"
+        with pytest.raises(StreamAbortedError, match="beam dump") as caught:
+            running.result()
+        assert caught.value.values["reason"] == "beam dump"
+        assert sorted(running.reducer.indices) == [1, 2, 3]
+
+    def test_a_stopped_run_ends_and_has_what_was_done(self) -> None:
+        pipeline = Pipeline("slow", inputs=["eiger"], worker=Slow(0.05), reducer=Collect)
+        running = run(pipeline, self.source(ContractData.of(range(1, 401))), on=self.executor())
+        for stats in running:
+            if stats.results >= 2:
+                running.stop()
+        assert running.state == "stopped"
+        found = running.result().found
+        assert 2 <= len(found) < 400 and len(found) == running.stats.results
+
+    def test_views_are_handed_out_at_the_end(self) -> None:
+        shown: list[Mapping[str, View]] = []
+        running = self.run(self.mean(), ContractData.of([1, 2]), on_view=shown.append)
+        assert shown[-1] == running.views()
+        assert shown[-1]["rows"] == Line(_expected([1, 2]) / 2, unit="photon")
+
+    def test_a_receiver_of_views_that_raises_ends_the_run(self) -> None:
+        def show(views: Mapping[str, View]) -> None:
+            raise OSError("no page")
+
+        running = self.run(self.mean(), ContractData.of([1]), on_view=show)
+        with pytest.raises(PipelineError, match=r"on_view .* raised OSError: no page"):
+            running.result()
+
+    # -- errors of user code ----------------------------------------------------------------------------------------
+
+    def raising(self, **more: Any) -> Pipeline:
+        """A pipeline whose worker raises at 3 and 5."""
+        options = {"worker": Raises((3, 5)), **more}
+        return Pipeline("raising", inputs=["eiger"], reducer=Collect, **options)
+
+    def test_an_exception_tells_its_event_and_where(self) -> None:
+        running = self.run(self.raising(), ContractData.of(range(1, 9)))
+        assert running.state == "failed"
+        with pytest.raises(WorkerError, match=r"Raises .*'raising' raised at event [35]: ValueError: cannot") as caught:
+            running.result()
+        assert caught.value.values["event_index"] in (3, 5)
+        trace = caught.value.values["traceback_text"]
+        assert "in __call__" in trace and "_step.py" not in trace
+        assert running.stats.errors == 1
+
+    def test_skipping_errors_parks_their_events(self) -> None:
+        running = self.run(self.raising(on_error="skip", max_attempts=2), ContractData.of(range(1, 9)))
+        assert sorted(running.result().found) == [1, 2, 4, 6, 7, 8]
+        stats = running.stats
+        assert list(stats.parked) == [(3, 3), (5, 5)]
+        assert (stats.events, stats.results, stats.errors, stats.retried) == (8, 6, 4, 2)
+        assert sorted(error.index for error in stats.last_errors) == [3, 5]
+        assert "ValueError" in stats.last_errors[0].error.traceback
+
+    def test_an_error_that_passes_is_tried_again(self) -> None:
+        pipeline = self.raising(worker=Raises((3, 5), once=True), on_error="skip")
+        running = self.run(pipeline, ContractData.of(range(1, 9)))
+        assert sorted(running.result().found) == list(range(1, 9))
+        stats = running.stats
+        assert (stats.errors, stats.retried, len(stats.parked)) == (2, 2, 0)
+
+    def test_a_reducer_that_raises_is_named(self) -> None:
+        pipeline = Pipeline("bad", inputs=["eiger"], worker=mixed, reducer=BadReducer)
+        running = self.run(pipeline, ContractData.of(range(1, 6)))
+        with pytest.raises(WorkerError, match=r"reducer of pipeline 'bad' raised at the result of event 3: KeyError"):
+            running.result()
+
+    def test_skipping_also_holds_for_the_reducer(self) -> None:
+        pipeline = Pipeline("bad", inputs=["eiger"], worker=mixed, reducer=BadReducer, on_error="skip")
+        running = self.run(pipeline, ContractData.of(range(1, 6)))
+        assert sorted(running.result().found) == [1, 2, 4, 5]
+        assert list(running.stats.parked) == [(3, 3)] and running.stats.errors == 1
+
+    def test_setup_and_close_surround_the_events(self, tmp_path: Path) -> None:
+        pipeline = Pipeline("setup", inputs=["eiger"], worker=SetUp(str(tmp_path)), reducer=Collect)
+        assert set(self.run(pipeline, ContractData.of(range(1, 6))).result().found.values()) == {1}
+        up = sorted(path.suffix for path in tmp_path.glob("setup.*"))
+        assert up and up == sorted(path.suffix for path in tmp_path.glob("close.*"))
+
+    def test_a_worker_that_cannot_be_set_up_ends_the_run(self) -> None:
+        pipeline = Pipeline("none", inputs=["eiger"], worker=NoSetUp, reducer=Collect, on_error="skip")
+        running = self.run(pipeline, ContractData.of(range(1, 6)))
+        with pytest.raises(WorkerError, match=r"NoSetUp .* could not be set up: RuntimeError: no calibration file"):
+            running.result()
+
+
+class ProcessesContract(PipelineContract):
+    """More, for executors whose workers have processes of their own, that can die without us."""
+
+    def test_killed_workers_change_nothing(self, tmp_path: Path) -> None:
+        pipeline = self.mean(Dies((4, 11, 25), str(tmp_path), pause_s=0.005))
+        running = self.run(pipeline, ContractData.of(range(1, 41)))
+        mean = running.result()
+        assert sorted(mean.indices) == list(range(1, 41))
+        np.testing.assert_allclose(mean.total, _expected(range(1, 41)))
+        stats = running.stats
+        assert (stats.events, stats.results, stats.workers_died, len(stats.parked)) == (40, 40, 3, 0)
+
+    def test_an_event_that_kills_again_and_again_is_parked(self, tmp_path: Path) -> None:
+        pipeline = self.mean(Dies((7,), str(tmp_path), times=9), on_error="skip", max_attempts=2)
+        running = self.run(pipeline, ContractData.of(range(1, 21)))
+        assert sorted(running.result().indices) == [index for index in range(1, 21) if index != 7]
+        stats = running.stats
+        assert list(stats.parked) == [(7, 7)] and stats.workers_died == 2
+        assert stats.last_errors[-1].error.type == "WorkerDied"
+
+    def test_an_event_that_kills_again_and_again_ends_a_run_that_stops_at_errors(self, tmp_path: Path) -> None:
+        pipeline = self.mean(Dies((7,), str(tmp_path), times=9), max_attempts=2)
+        with pytest.raises(WorkerError, match=r"killed by SIGKILL at event 7, 2 times") as caught:
+            self.run(pipeline, ContractData.of(range(1, 21))).result()
+        assert caught.value.values["event_index"] == 7
+
+    def test_a_result_that_cannot_travel_is_an_error_of_its_event(self) -> None:
+        pipeline = Pipeline("objects", inputs=["eiger"], worker=unsendable, reducer=Collect)
+        with pytest.raises(WorkerError, match=r"event \d: DataError: a builtins.object cannot be sent"):
+            self.run(pipeline, ContractData.of([1, 2])).result()
+
+    def test_a_worker_that_cannot_be_copied_is_refused_at_once(self) -> None:
+        pipeline = Pipeline("local", inputs=["eiger"], worker=lambda event: None, reducer=Collect)
+        with pytest.raises(ConfigurationError, match="cannot be copied to other processes"):
+            run(pipeline, self.source(ContractData.of([1])), on=self.executor())
