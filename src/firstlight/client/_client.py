@@ -10,11 +10,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from firstlight.client import _inquiries, _opening
 from firstlight.client._connect import (
     ANCILLARY,
     DEFAULT_URL,
@@ -25,45 +26,20 @@ from firstlight.client._connect import (
     parse_url,
 )
 from firstlight.client._consuming import ConsumerCore
-from firstlight.client._producing import Loan, ProducerCore
+from firstlight.client._ends import IN_PLACE_BYTES, ConsumerEnd, ProducerEnd
+from firstlight.client._inquiries import Inquiry
+from firstlight.client._producing import ProducerCore
 from firstlight.client._session import Session
-from firstlight.client._verbs import (
-    consumer_request,
-    intervals,
-    meta_question,
-    outgoing,
-    policy_wish,
-    read_meta,
-    reading,
-)
 from firstlight.errors import (
     ConnectionLostError,
     FirstlightError,
-    MessageEvictedError,
     MessageNotFoundError,
     RemoteProtocolError,
     ServiceRefusedError,
-    StreamError,
-    StreamNotFoundError,
     StreamTimeoutError,
 )
-from firstlight.model import DEFAULT_BEAMTIME, ArraySpec, Dataset, Message, Policy, StreamId
-from firstlight.wire import (
-    DeleteStream,
-    FindIds,
-    GetMeta,
-    GetStatus,
-    GroupInfo,
-    KeepMessages,
-    ListBeamtimes,
-    ListGroups,
-    ListSources,
-    ListStreams,
-    SetCursor,
-    StreamInfo,
-    Unacknowledged,
-    Welcome,
-)
+from firstlight.model import DEFAULT_BEAMTIME, ArraySpec, Message, Policy, StreamId
+from firstlight.wire import GroupInfo, StreamInfo, Welcome
 
 __all__ = ["Client", "Consumer", "Producer"]
 
@@ -71,8 +47,8 @@ logger = logging.getLogger(__name__)
 
 _PIECES_A_SEND = 64
 _READS_A_TURN = 16
-#: Larger blobs are written straight into shared memory where there is any.
-_IN_PLACE_BYTES = 256 << 10
+
+T = TypeVar("T")
 
 
 class Client:
@@ -355,22 +331,26 @@ class Client:
             self._news.wait(left)
         return True
 
-    def _ask(self, question: Any, kind: Any, timeout: float = 30.0) -> Any:
+    def _ask(self, inquiry: Inquiry[T]) -> T:
         with self._lock:
-            waiting = self._session.ask(question)
+            waiting = self._session.ask(inquiry.question)
         self._flush()
         with self._lock:
-            if not self._wait(lambda: waiting.done, timeout):
+            try:
+                if not self._wait(lambda: waiting.done, inquiry.timeout):
+                    raise StreamTimeoutError(f"the service at {self._address} did not answer within {inquiry.timeout:.0f} s")
+            finally:
                 self._session.questions.pop(waiting.ask.number, None)
-                raise StreamTimeoutError(f"the service at {self._address} did not answer within {timeout:.0f} s")
-        return waiting.result(kind)
+        return inquiry.read(waiting.result(inquiry.kind))
 
     def _nudge(self) -> None:
         """There is a deadline that the client's thread may not know of."""
-        deadline = self._session.deadline()
-        if deadline is not None and deadline < self._awake_until:
+        with self._lock:
+            deadline = self._session.deadline()
+            if deadline is None or deadline >= self._awake_until:
+                return
             self._awake_until = deadline
-            self._wake()
+        self._wake()
 
     # -- producing and consuming ------------------------------------------------------------------------------------
 
@@ -405,11 +385,10 @@ class Client:
             Leaving the ``with`` block finishes the stream, or aborts it after an exception; False leaves it open for others.
         """
         stream_id = StreamId(beamtime, source, stream)
+        core = _opening.producer(self._session, stream_id, ack=ack, policy=policy, linger=linger)
         if header is not None:
             self.set_meta(source, header, beamtime=beamtime, stream=stream)
         with self._lock:
-            core = ProducerCore(self._session.new_number(), stream_id, self._session, ack=ack,
-                                policy=policy_wish(policy), linger_s=linger)  # fmt: skip
             self._session.add(core)
         self._flush()
         producer = Producer(self, core, timeout=timeout, finish=finish)
@@ -466,25 +445,19 @@ class Client:
             What to do about messages that were evicted before they could be delivered: count them in ``lost``, or raise
             `MessageEvictedError`.
         """
-        stream_id = StreamId(beamtime, source, stream)
-        request = consumer_request(
-            self._session.new_number(), stream_id, group=group, order=order, start=start, query=query,
-            min_parts=min_parts, ack=ack, redeliver_after=redeliver_after, max_attempts=max_attempts,
+        core = _opening.consumer(
+            self._session, StreamId(beamtime, source, stream), group=group, order=order, start=start, query=query,
+            datasets=datasets, min_parts=min_parts, ack=ack, redeliver_after=redeliver_after, max_attempts=max_attempts,
+            prefetch=prefetch, on_loss=on_loss,
         )  # fmt: skip
-        how = reading(datasets=datasets, ack=ack, group=group, prefetch=prefetch, on_loss=on_loss)
-        return self._open_consumer(ConsumerCore(request.channel, stream_id, self._session, request, how), timeout)
+        return self._open_consumer(core, timeout)
 
     def monitor(
         self, source: str, *, beamtime: str = DEFAULT_BEAMTIME, stream: str, timeout: float | None = 5.0
     ) -> Consumer:
         """Look at the newest message, again and again; what came in between is skipped."""
-        stream_id = StreamId(beamtime, source, stream)
-        request = consumer_request(
-            self._session.new_number(), stream_id, group=None, order="latest", start="earliest", query=None,
-            min_parts=0, ack="none", redeliver_after=None, max_attempts=0,
-        )  # fmt: skip
-        how = reading(datasets=False, ack="none", group=None, prefetch=1, on_loss="count")
-        return self._open_consumer(ConsumerCore(request.channel, stream_id, self._session, request, how), timeout)
+        core = _opening.monitor(self._session, StreamId(beamtime, source, stream))
+        return self._open_consumer(core, timeout)
 
     def _open_consumer(self, core: ConsumerCore, timeout: float | None) -> Consumer:
         with self._lock:
@@ -529,13 +502,10 @@ class Client:
     ) -> Iterator[Any]:
         """The messages with these ids that are there, in order of ids; `MessageEvictedError` if bytes are gone."""
         self.info(source, beamtime=beamtime, stream=stream)
-        stream_id = StreamId(beamtime, source, stream)
-        request = consumer_request(
-            self._session.new_number(), stream_id, group=None, order="id", start="earliest", query=None,
-            min_parts=min_parts, ack="none", redeliver_after=None, max_attempts=0, ids=intervals(ids),
-        )  # fmt: skip
-        how = reading(datasets=datasets, ack="none", group=None, prefetch=None, on_loss="raise")
-        with self._open_consumer(ConsumerCore(request.channel, stream_id, self._session, request, how), timeout) as found:
+        core = _opening.by_ids(
+            self._session, StreamId(beamtime, source, stream), ids, datasets=datasets, min_parts=min_parts
+        )
+        with self._open_consumer(core, timeout) as found:
             yield from found
 
     def last(self, source: str, *, beamtime: str = DEFAULT_BEAMTIME, stream: str, timeout: float = 5.0) -> Message:
@@ -562,18 +532,15 @@ class Client:
         QueryError
             With the position of the mistake.
         """
-        found: list[int] = self._ask(FindIds(beamtime, source, stream, query, limit), list[int], timeout=120.0)
-        return found
+        return self._ask(_inquiries.find(source, query, beamtime=beamtime, stream=stream, limit=limit))
 
     def beamtimes(self) -> list[str]:
         """Names of beamtimes."""
-        found: list[str] = self._ask(ListBeamtimes(), list[str])
-        return found
+        return self._ask(_inquiries.beamtimes())
 
     def sources(self, *, beamtime: str = DEFAULT_BEAMTIME) -> list[str]:
         """Names of sources."""
-        found: list[str] = self._ask(ListSources(beamtime), list[str])
-        return found
+        return self._ask(_inquiries.sources(beamtime=beamtime))
 
     def streams(
         self,
@@ -584,18 +551,15 @@ class Client:
         from_stream: str = "",
     ) -> list[StreamInfo]:
         """Streams, oldest first; all beamtimes and sources unless named."""
-        question = ListStreams(beamtime, source, "", state, from_stream)
-        found: list[StreamInfo] = self._ask(question, list[StreamInfo])
-        return found
+        return self._ask(_inquiries.streams(source, beamtime=beamtime, state=state, from_stream=from_stream))
 
     def info(self, source: str, *, beamtime: str = DEFAULT_BEAMTIME, stream: str) -> StreamInfo:
         """What the service knows of one stream; `StreamNotFoundError` if there is none."""
-        found: list[StreamInfo] = self._ask(ListStreams(beamtime, source, stream), list[StreamInfo])
-        return found[0]
+        return self._ask(_inquiries.info(source, beamtime=beamtime, stream=stream))
 
     def meta(self, source: str, *, beamtime: str = DEFAULT_BEAMTIME, stream: str = "") -> dict[str, Any] | None:
         """Metadata of a stream, or of the beamtime and source when no stream is named; None if there are none."""
-        return read_meta(self._ask(GetMeta(beamtime, source, stream), bytes | None))
+        return self._ask(_inquiries.meta(source, beamtime=beamtime, stream=stream))
 
     def set_meta(
         self,
@@ -608,34 +572,33 @@ class Client:
         upsert: bool = True,
     ) -> None:
         """Set metadata of a stream, or of beamtime and source; ``update`` merges dictionaries, deeply."""
-        self._ask(meta_question(beamtime, source, stream, value, mode, upsert), None)
+        self._ask(_inquiries.set_meta(source, value, beamtime=beamtime, stream=stream, mode=mode, upsert=upsert))
 
     def delete(self, source: str, *, beamtime: str = DEFAULT_BEAMTIME, stream: str) -> bool:
         """Delete a stream with everything in it; False if there is none."""
-        return bool(self._ask(DeleteStream(beamtime, source, stream), bool))
+        return self._ask(_inquiries.delete(source, beamtime=beamtime, stream=stream))
 
     def keep(self, source: str, ids: Iterable[int], *, beamtime: str = DEFAULT_BEAMTIME, stream: str) -> int:
         """Ask for messages of a source with the policy ``keep`` to be kept; returns how many of them are, or will be, on disk."""
-        return int(self._ask(KeepMessages(beamtime, source, stream, intervals(ids)), int))
+        return self._ask(_inquiries.keep(source, ids, beamtime=beamtime, stream=stream))
 
     def groups(self, source: str, *, beamtime: str = DEFAULT_BEAMTIME, stream: str) -> list[GroupInfo]:
         """The consumer groups of a stream."""
-        found: list[GroupInfo] = self._ask(ListGroups(beamtime, source, stream), list[GroupInfo])
-        return found
+        return self._ask(_inquiries.groups(source, beamtime=beamtime, stream=stream))
 
     def unacknowledged(
         self, source: str, group: str, *, beamtime: str = DEFAULT_BEAMTIME, stream: str, first: int = 0, last: int = 0
     ) -> list[int]:
         """Ids that a group has not acknowledged, in ``first .. last`` (0: no limit)."""
-        question = Unacknowledged(beamtime, source, stream, group, first, last)
-        found: list[tuple[int, int]] = self._ask(question, list[tuple[int, int]])
-        return [number for a, b in found for number in range(a, b + 1)]
+        return self._ask(
+            _inquiries.unacknowledged(source, group, beamtime=beamtime, stream=stream, first=first, last=last)
+        )
 
     def set_cursor(
         self, source: str, group: str, last_id: int, *, beamtime: str = DEFAULT_BEAMTIME, stream: str
     ) -> None:
         """Let a group go on behind this id: what comes before is passed, what comes behind is delivered (again)."""
-        self._ask(SetCursor(beamtime, source, stream, group, last_id), None)
+        self._ask(_inquiries.set_cursor(source, group, last_id, beamtime=beamtime, stream=stream))
 
     def reset(self, source: str, group: str, *, beamtime: str = DEFAULT_BEAMTIME, stream: str) -> None:
         """Let a group begin again."""
@@ -643,8 +606,7 @@ class Client:
 
     def status(self) -> dict[str, Any]:
         """The state of the service."""
-        found: dict[str, Any] = self._ask(GetStatus(), dict[str, Any])
-        return found
+        return self._ask(_inquiries.status())
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
@@ -676,7 +638,7 @@ class Client:
         self.close()
 
 
-class Producer:
+class Producer(ProducerEnd):
     """Sends messages into one stream. Made by `Client.produce`.
 
     Leaving its ``with`` block sends what is left, waits until it is stored, and finishes the stream; an exception in the block
@@ -684,37 +646,8 @@ class Producer:
     """
 
     def __init__(self, client: Client, core: ProducerCore, *, timeout: float, finish: bool) -> None:
+        super().__init__(core, timeout=timeout, finish=finish)
         self._client = client
-        self._core = core
-        self._timeout = timeout
-        self._finish = finish
-        self._closed = False
-        #: Address of the array, what was lent, and whether nothing else was sent since.
-        self._loan: tuple[int, Loan, bool] | None = None
-
-    @property
-    def stream(self) -> StreamId:
-        return self._core.stream
-
-    @property
-    def n_sent(self) -> int:
-        """Messages handed over."""
-        return self._core.n_sent
-
-    @property
-    def n_acknowledged(self) -> int:
-        """Messages that are as safe as was asked for."""
-        return self._core.n_stored
-
-    @property
-    def n_duplicates(self) -> int:
-        """Messages that the service had before, identical."""
-        return self._core.n_duplicates
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of blobs handed over."""
-        return self._core.n_bytes
 
     def send(
         self,
@@ -754,18 +687,9 @@ class Producer:
         FirstlightError
             If the service refused this or an earlier message.
         """
-        if self._loan is not None:
-            address, loan, valid = self._loan
-            if isinstance(data, np.ndarray) and _address(data) == address:
-                if not valid:
-                    raise StreamError("this loan is no longer valid: something else was sent after it was made; lend again")
-                self._send_loan(loan, data, id, meta, part, parts, timestamp_ns)
-                return
-            self._loan = (address, loan, False)
-        in_place = self._client.path == "shared memory" and _size(data) > _IN_PLACE_BYTES
-        message = outgoing(data, id=id, meta=meta, spec=spec, part=part, parts=parts, timestamp_ns=timestamp_ns,
-                           copy=copy and not in_place)  # fmt: skip
         client = self._client
+        message, loan = self._form(data, id=id, meta=meta, spec=spec, part=part, parts=parts, timestamp_ns=timestamp_ns,
+                                   copy=copy, shared=client.path == "shared memory")  # fmt: skip
         with client._lock:
             self._check()
             if self._core.blocked:
@@ -773,32 +697,12 @@ class Producer:
                     raise self._no_room()
                 self._check()
             before = self._core.deadline
-            self._core.add(message.id, message.timestamp_ns, message.part, message.parts, message.meta, message.blob)
-            if in_place and copy and self._core.blocked:
-                self._core.own_unsent()
+            self._hand_over(message, loan)
             opened = self._core.deadline is not None and before is None
         if client._session.outbox:
             client._flush()
         if opened:
             client._nudge()
-
-    def _send_loan(
-        self,
-        loan: Loan,
-        data: NDArray[Any],
-        id: int | None,
-        meta: Mapping[str, Any] | None,
-        part: int,
-        parts: int,
-        timestamp_ns: int | None,
-    ) -> None:
-        self._loan = None
-        message = outgoing(np.empty(0, data.dtype), id=id, meta=meta, spec=ArraySpec.of(data), part=part, parts=parts,
-                           timestamp_ns=timestamp_ns, copy=False)  # fmt: skip
-        with self._client._lock:
-            self._check()
-            self._core.send_loan(loan, message.id, message.timestamp_ns, message.part, message.parts, message.meta)
-        self._client._flush()
 
     def loan(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """An array to fill and `send`: in shared memory, so that nothing is copied, where the service is on this machine.
@@ -808,7 +712,7 @@ class Producer:
         spec = ArraySpec(np.dtype(dtype), tuple(shape))
         client = self._client
         self._loan = None
-        if client.path != "shared memory" or spec.nbytes <= _IN_PLACE_BYTES:
+        if client.path != "shared memory" or spec.nbytes <= IN_PLACE_BYTES:
             return np.empty(shape, dtype)
         with client._lock:
             self._check()
@@ -817,39 +721,16 @@ class Producer:
         client._flush()
         if loan is None:
             with client._lock:
-                if not client._wait(lambda: self._core.has_room(0) or self._bad, self._timeout):
+                if not client._wait(lambda: self._core.has_room(spec.nbytes) or self._bad, self._timeout):
                     raise self._no_room()
+                self._check()
                 loan = self._core.lend(spec.nbytes)
-            if loan is None:
-                return np.empty(shape, dtype)
-        memory = self._core.loan_memory(loan)
-        array = np.frombuffer(memory, np.dtype(dtype)).reshape(shape)
-        self._loan = (_address(array), loan, True)
-        return array
-
-    @property
-    def _bad(self) -> bool:
-        return self._core.failed is not None or bool(self._core.errors)
-
-    def _check(self) -> None:
-        if self._closed:
-            raise StreamError(f"this producer of {self.stream} is closed")
-        if self._core.failed is not None:
-            raise self._core.failed
-        if self._core.errors:
-            raise self._core.errors.popleft()
-
-    def _no_room(self) -> StreamTimeoutError:
-        return StreamTimeoutError(
-            f"no room for a message of {self.stream} within {self._timeout:.0f} s: the service is away, its memory is full of messages "
-            "that are not on disk or not read yet, or the disk is full; `firstlight status` tells",
-            stream=str(self.stream),
-        )
+        return np.empty(shape, dtype) if loan is None else self._lent(loan, shape, dtype)
 
     def _wait_open(self) -> None:
         with self._client._lock:
             if not self._client._wait(lambda: self._core.opened or self._bad, self._timeout):
-                raise StreamTimeoutError(f"the service did not open {self.stream} within {self._timeout:.0f} s")
+                raise self._not_opened()
             self._check()
 
     def flush(self, timeout: float | None = None) -> None:
@@ -869,8 +750,7 @@ class Producer:
         client._flush()
         with client._lock:
             if not client._wait(lambda: self._core.settled or self._bad, self._timeout if timeout is None else timeout):
-                left = self._core.n_sent - self._core.n_stored
-                raise StreamTimeoutError(f"{left} messages of {self.stream} are not stored yet", n_messages=left)
+                raise self._not_stored()
             self._check()
 
     def finish(self, next_stream: str | None = None) -> None:
@@ -893,7 +773,7 @@ class Producer:
         client._flush()
         with client._lock:
             if not client._wait(lambda: self._core.ended or self._core.failed is not None, self._timeout):
-                raise StreamTimeoutError(f"the service did not confirm the end of {self.stream} within {self._timeout:.0f} s")
+                raise self._not_ended()
             self._check()
         self.close()
 
@@ -927,39 +807,12 @@ class Producer:
             self.close()
 
 
-class Consumer:
-    """Reads one stream: an iterator of messages. Made by `Client.consume`.
-
-    Attributes
-    ----------
-    lost
-        Messages that existed and could not be delivered any more.
-    next_stream
-        After the end: where the stream goes on, as its producer said.
-    """
+class Consumer(ConsumerEnd):
+    """Reads one stream: an iterator of messages. Made by `Client.consume`."""
 
     def __init__(self, client: Client, core: ConsumerCore, *, timeout: float | None) -> None:
+        super().__init__(core, timeout=timeout)
         self._client = client
-        self._core = core
-        self._timeout = timeout
-        self._closed = False
-
-    @property
-    def stream(self) -> StreamId:
-        return self._core.stream
-
-    @property
-    def lost(self) -> int:
-        return self._core.lost
-
-    @property
-    def n_received(self) -> int:
-        """Messages handed out."""
-        return self._core.n_received
-
-    @property
-    def next_stream(self) -> str | None:
-        return self._core.end.next_stream if self._core.end is not None else None
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -1001,28 +854,17 @@ class Consumer:
         started = time.monotonic()
         while True:
             with client._lock:
-                if not client._wait(lambda: core.news, _left(timeout, started, core)):
+                if not client._wait(lambda: core.news, self._left(timeout, started)):
                     raise self._too_late(timeout)
                 message = core.take()
                 if message is not None or core.finished:
                     return message
 
     def _too_late(self, timeout: float | None) -> FirstlightError:
-        core = self._core
-        if not core.exists:
-            known = self._client.sources(beamtime=self.stream.beamtime)
-            return StreamNotFoundError(
-                f"there is no stream {self.stream}, and none came within {timeout:.1f} s; sources in this beamtime: "
-                f"{', '.join(known[:10]) or 'none'}",
-                stream=str(self.stream), similar=[],
-            )  # fmt: skip
-        state = "it is finished" if self._client.info(
-            self.stream.source, beamtime=self.stream.beamtime, stream=self.stream.stream
-        ).finished else "it is not finished"  # fmt: skip
-        if core.n_held:
-            state += f", and {core.n_held} messages that this consumer got are not acknowledged"
-        text = f"nothing came from {self.stream} for {timeout:.1f} s (last id {core.last_id}); {state}"
-        return StreamTimeoutError(text, stream=str(self.stream), last_id=core.last_id)
+        stream = self.stream
+        if not self._core.exists:
+            return self._not_found(timeout, self._client.sources(beamtime=stream.beamtime))
+        return self._stalled(timeout, self._client.info(stream.source, beamtime=stream.beamtime, stream=stream.stream))
 
     def _finish(self) -> None:
         """The end of the stream: confirm what was read."""
@@ -1041,7 +883,7 @@ class Consumer:
         client._flush()
         with client._lock:
             if not client._wait(lambda: self._core.settled or self._core.failed is not None, timeout):
-                raise StreamTimeoutError(f"the service did not confirm acknowledgements for {self.stream} within {timeout:.0f} s")
+                raise self._not_settled(timeout)
 
     def close(self) -> None:
         """Stop reading; what was handed out and not acknowledged goes to somebody else."""
@@ -1061,18 +903,6 @@ class Consumer:
     def __del__(self) -> None:
         if not self._closed:  # from wherever garbage is collected: the client's thread closes the channel
             self._client._session.abandoned.append(self._core)
-
-
-def _left(timeout: float | None, started: float, core: ConsumerCore) -> float | None:
-    return None if timeout is None else max(started, core.heard_at) + timeout - time.monotonic()
-
-
-def _size(data: Any) -> int:
-    return data.nbytes if isinstance(data, np.ndarray | memoryview) else len(data)
-
-
-def _address(array: NDArray[Any]) -> int:
-    return int(array.__array_interface__["data"][0])
 
 
 def _program() -> str:

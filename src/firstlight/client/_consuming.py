@@ -110,6 +110,7 @@ class ConsumerCore:
         self.n_bytes = 0
         self.last_id = 0
         self.lost = 0
+        self.skipped = 0
         self._loss: MessageEvictedError | None = None
         self.heard_at = time.monotonic()
 
@@ -175,6 +176,8 @@ class ConsumerCore:
             self.n_bytes += batch.length * item.n // batch.n_messages
             if self._request.group is not None and self.reading.ack != "none":
                 self._holding.add(item.first_id, item.first_id + item.n - 1)
+            if self._request.order == "latest" and self.last_id:
+                self.skipped += max(item.first_id - self.last_id - 1, 0)
             self.last_id = max(self.last_id, item.first_id + item.n - 1)
 
     def _units(self, item: Item) -> int:

@@ -84,13 +84,20 @@ class Loan(NamedTuple):
 class _Batch:
     """A batch on its way: its pieces, and after it was written to shared memory where it lies."""
 
-    __slots__ = ("length", "n", "pieces", "sequence")
+    __slots__ = ("length", "n", "owned", "pieces", "sequence")
 
-    def __init__(self, sequence: int, pieces: list[Buffer], n: int) -> None:
+    def __init__(self, sequence: int, pieces: list[Buffer], n: int, *, owned: bool = True) -> None:
         self.sequence = sequence
         self.pieces = pieces
         self.length = sum(map(len, pieces))
         self.n = n
+        self.owned = owned
+
+    def own(self) -> None:
+        """Depend on the user's memory no longer."""
+        if not self.owned:
+            self.pieces = [piece if isinstance(piece, bytes) else bytes(piece) for piece in self.pieces]
+            self.owned = True
 
 
 class ProducerCore:
@@ -148,12 +155,16 @@ class ProducerCore:
 
     def open(self) -> None:
         """Open the channel, for the first time or on a new connection."""
-        self.opened = False
-        self._rooms.clear()
-        self._wanted = 0
+        self.disconnected()
         self._unsent.extendleft(reversed(self._unstored.values()))
         self._unstored.clear()
         self._outlet.send(self._open)
+
+    def disconnected(self) -> None:
+        """The room that was granted went with the connection: what is handed over now waits for the next one."""
+        self.opened = False
+        self._rooms.clear()
+        self._wanted = 0
 
     def handle(self, message: FromService) -> None:
         """The service said something on this channel."""
@@ -200,16 +211,33 @@ class ProducerCore:
 
     # -- messages ---------------------------------------------------------------------------------------------------
 
-    def add(self, message_id: int, timestamp_ns: int, part: int, parts: int, meta: bytes, blob: Buffer) -> None:
-        """Take a message; `blob` must not change any more."""
+    def add(
+        self, message_id: int, timestamp_ns: int, part: int, parts: int, meta: bytes, blob: Buffer, *, owned: bool = True
+    ) -> None:
+        """Take a message.
+
+        Parameters
+        ----------
+        owned
+            `blob` will not change any more; False copies it, into shared memory where that is possible at once.
+
+        Raises
+        ------
+        DataError
+            If the metadata is too long; nothing was taken then.
+        """
         size = len(blob)
+        row = (message_id, timestamp_ns, part, parts, 0)
+        # Long metadata travels alone, too, so that only its own message can fail for it.
+        if size + len(meta) >= ALONE_BYTES or self._linger_s <= 0:
+            self.close_batch()
+            self._enqueue([row], [meta], [blob], owned=owned)
+        else:
+            self._collect(row, meta, blob if owned else bytes(blob))
         self.n_sent += 1
         self.n_bytes += size
-        row = (message_id, timestamp_ns, part, parts, 0)
-        if size >= ALONE_BYTES or self._linger_s <= 0:
-            self.close_batch()
-            self._enqueue([row], [meta], [blob])
-            return
+
+    def _collect(self, row: tuple[int, int, int, int, int], meta: bytes, blob: Buffer) -> None:
         if self._rows and not _fits_behind(self._rows[-1], row):
             self.close_batch()
         if not self._rows:
@@ -217,7 +245,7 @@ class ProducerCore:
         self._rows.append(row)
         self._metas.append(meta)
         self._blobs.append(blob)
-        self._bytes += size + len(meta)
+        self._bytes += len(blob) + len(meta)
         if len(self._rows) >= BATCH_MESSAGES or self._bytes >= BATCH_BYTES:
             self.close_batch()
 
@@ -229,19 +257,28 @@ class ProducerCore:
             self._rows, self._metas, self._blobs, self._bytes = [], [], [], 0
             self._enqueue(rows, metas, blobs)
 
-    def _enqueue(self, rows: list[tuple[int, int, int, int, int]], metas: list[bytes], blobs: list[Buffer]) -> None:
-        self._sequence += 1
+    def _enqueue(
+        self, rows: list[tuple[int, int, int, int, int]], metas: list[bytes], blobs: list[Buffer], *, owned: bool = True
+    ) -> None:
         head = batch_head(
             rows, metas, [len(blob) for blob in blobs],
-            producer=self._open.producer, sequence=self._sequence, sent_ns=time.time_ns(),
+            producer=self._open.producer, sequence=self._sequence + 1, sent_ns=time.time_ns(),
         )  # fmt: skip
-        self._unsent.append(_Batch(self._sequence, batch_parts(head, blobs), len(rows)))
+        self._sequence += 1
+        batch = _Batch(self._sequence, batch_parts(head, blobs), len(rows), owned=owned)
+        self._unsent.append(batch)
         self._send_unsent()
+        batch.own()
 
     @property
     def blocked(self) -> bool:
         """There is no room for what was handed over; wait before handing over more."""
         return bool(self._unsent)
+
+    @property
+    def n_unstored(self) -> int:
+        """Messages that were handed over, and neither stored nor refused."""
+        return len(self._rows) + sum(batch.n for batch in (*self._unsent, *self._unstored.values()))
 
     @property
     def settled(self) -> bool:
@@ -261,11 +298,6 @@ class ProducerCore:
                 return
             self._unsent.popleft()
             self._send(batch, room)
-
-    def own_unsent(self) -> None:
-        """What could not be sent yet must not depend on the user's memory."""
-        for batch in self._unsent:
-            batch.pieces = [piece if isinstance(piece, bytes) else bytes(piece) for piece in batch.pieces]
 
     def _find_room(self, length: int) -> _Room | None:
         padded = _padded(length)
@@ -289,11 +321,12 @@ class ProducerCore:
         self._unstored[batch.sequence] = batch
         message = Publish(self.channel, batch.sequence, room.number, batch.length)
         if room.region == 0:
+            batch.own()  # the socket may take it later
             self._outlet.send(message, batch.pieces)
         else:
             memory = self._outlet.memory(room.region)[room.offset : room.offset + batch.length]
             _copy(batch.pieces, memory)
-            batch.pieces = [memory]  # from here it would be sent again
+            batch.pieces, batch.owned = [memory], True  # from here it would be sent again
             self._outlet.send(message)
         padded = _padded(batch.length)
         room.offset += padded
@@ -315,6 +348,10 @@ class ProducerCore:
         start = loan.offset + loan.blob_at
         return self._outlet.memory(loan.room.region)[start : start + loan.size]
 
+    def holds(self, loan: Loan) -> bool:
+        """The loan can still be sent: nothing else went into its room, and the connection is the same."""
+        return bool(self._rooms) and self._rooms[0] is loan.room and loan.room.offset == loan.offset
+
     def send_loan(self, loan: Loan, message_id: int, timestamp_ns: int, part: int, parts: int, meta: bytes) -> None:
         """Send a blob that lies in its place already.
 
@@ -325,13 +362,13 @@ class ProducerCore:
         StreamError
             If something else was sent into this room meanwhile.
         """
-        if not self._rooms or self._rooms[0] is not loan.room or loan.room.offset != loan.offset:
+        if not self.holds(loan):
             raise StreamError("this loan is no longer valid: something else was sent, or the connection was lost; lend again")
-        self._sequence += 1
         head = batch_head(
             [(message_id, timestamp_ns, part, parts, 0)], [meta], [loan.size],
-            producer=self._open.producer, sequence=self._sequence, sent_ns=time.time_ns(), blobs_at=loan.blob_at,
+            producer=self._open.producer, sequence=self._sequence + 1, sent_ns=time.time_ns(), blobs_at=loan.blob_at,
         )  # fmt: skip
+        self._sequence += 1
         memory = self._outlet.memory(loan.room.region)[loan.offset : loan.offset + loan.blob_at + loan.size]
         memory[: len(head)] = head
         self.n_sent += 1

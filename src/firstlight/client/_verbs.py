@@ -56,6 +56,8 @@ class Outgoing(msgspec.Struct):
     parts: int
     meta: bytes
     blob: Buffer
+    #: False: the blob is memory of the user, and may change as soon as it was handed over.
+    owned: bool = True
 
 
 def outgoing(

@@ -1,0 +1,66 @@
+"""How both clients make the channels that their users ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from firstlight.client._consuming import ConsumerCore
+from firstlight.client._producing import ProducerCore
+from firstlight.client._session import Session
+from firstlight.client._verbs import consumer_request, intervals, policy_wish, reading
+from firstlight.errors import ConfigurationError
+from firstlight.model import Policy, StreamId
+
+__all__ = ["by_ids", "consumer", "monitor", "producer"]
+
+
+def producer(
+    session: Session, stream: StreamId, *, ack: str, policy: Policy | None, linger: float
+) -> ProducerCore:
+    if linger < 0:
+        raise ConfigurationError(f"linger={linger} is not a time to wait; it is 0 or more seconds")
+    return ProducerCore(session.new_number(), stream, session, ack=ack, policy=policy_wish(policy), linger_s=linger)
+
+
+def consumer(
+    session: Session,
+    stream: StreamId,
+    *,
+    group: str | None,
+    order: str,
+    start: str | int,
+    query: str | None,
+    datasets: bool,
+    min_parts: int,
+    ack: str,
+    redeliver_after: float | None,
+    max_attempts: int,
+    prefetch: int | None,
+    on_loss: str,
+) -> ConsumerCore:
+    request = consumer_request(
+        session.new_number(), stream, group=group, order=order, start=start, query=query,
+        min_parts=min_parts, ack=ack, redeliver_after=redeliver_after, max_attempts=max_attempts,
+    )  # fmt: skip
+    how = reading(datasets=datasets, ack=ack, group=group, prefetch=prefetch, on_loss=on_loss)
+    return ConsumerCore(request.channel, stream, session, request, how)
+
+
+def monitor(session: Session, stream: StreamId) -> ConsumerCore:
+    """Only the newest message, one at a time."""
+    request = consumer_request(
+        session.new_number(), stream, group=None, order="latest", start="earliest", query=None,
+        min_parts=0, ack="none", redeliver_after=None, max_attempts=0,
+    )  # fmt: skip
+    how = reading(datasets=False, ack="none", group=None, prefetch=1, on_loss="count")
+    return ConsumerCore(request.channel, stream, session, request, how)
+
+
+def by_ids(session: Session, stream: StreamId, ids: Iterable[int], *, datasets: bool, min_parts: int) -> ConsumerCore:
+    """These messages and no others; a loss is an error, because somebody asked for exactly them."""
+    request = consumer_request(
+        session.new_number(), stream, group=None, order="id", start="earliest", query=None,
+        min_parts=min_parts, ack="none", redeliver_after=None, max_attempts=0, ids=intervals(ids),
+    )  # fmt: skip
+    how = reading(datasets=datasets, ack="none", group=None, prefetch=None, on_loss="raise")
+    return ConsumerCore(request.channel, stream, session, request, how)
