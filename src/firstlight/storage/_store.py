@@ -10,12 +10,12 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from firstlight.errors import CorruptError, StorageError
-from firstlight.model._batch import ALIGNMENT, Batch
-from firstlight.model._ids import StreamId
+from firstlight.model import ALIGNMENT, Batch, StreamId
 from firstlight.monitoring import Health
 from firstlight.storage._files import storage_error
 from firstlight.storage._index import Index, IndexedBatch
@@ -102,25 +102,34 @@ class Store:
         self.settings = settings
         self.health = health
         self._post = post
-        self._lock = _lock_directory(root)
-        self.pool = MemoryPool(settings.memory_bytes, on_evict)
-        self.recovered: Recovered = recover(root)
-        self.segments = _segments(self.recovered)
         self._open_segments: set[int] = set()
-        self.indexer = Indexer(self._open_index(), on_state=self._watch("index"))
+        self._deleted_streams: set[int] = set()
+        with ExitStack() as undo:  # if anything fails, what was begun before it is given back
+            self._lock = _lock_directory(root)
+            undo.callback(os.close, self._lock)
+            self.recovered: Recovered = recover(root)
+            self.segments = _segments(self.recovered)
+            self.pool = MemoryPool(settings.memory_bytes, on_evict)
+            undo.callback(self.pool.close)
+            self.indexer = Indexer(self._open_index(), on_state=self._watch("index"))
+            undo.callback(self.indexer.close)
+            self._writer = self._start_writer()
+            undo.pop_all()
         self.reader = Reader()
-        self._writer = Writer(
-            root,
-            write_compact(root, self.recovered),
-            first_segment=self.recovered.next_segment,
-            segment_bytes=settings.segment_bytes,
-            checksum_blobs=settings.checksum_blobs,
-            on_done=lambda items: post(lambda: self._written(items)),
-            on_state=self._watch("disk"),
-        )
         #: Bytes of batches that wait to be persisted.
         self.backlog_bytes = 0
         self.bytes_persisted = 0
+
+    def _start_writer(self) -> Writer:
+        return Writer(
+            self.root,
+            write_compact(self.root, self.recovered),
+            first_segment=self.recovered.next_segment,
+            segment_bytes=self.settings.segment_bytes,
+            checksum_blobs=self.settings.checksum_blobs,
+            on_done=lambda items: self._post(lambda: self._written(items)),
+            on_state=self._watch("disk"),
+        )
 
     def _watch(self, name: str) -> Callable[[StorageError | None], None]:
         self.health.ok(name)
@@ -198,8 +207,9 @@ class Store:
             } | {item.segment}
         segment.end = item.offset + _padded(entry.length)
         segment.newest_ns = max(segment.newest_ns, entry.stored_ns)
-        segment.live += 1
-        segment.streams.add(entry.stream_no)
+        if entry.stream_no not in self._deleted_streams:  # it may have been, since the batch was queued
+            segment.live += 1
+            segment.streams.add(entry.stream_no)
 
     # -- reading back -----------------------------------------------------------------------------------------------
 
@@ -222,6 +232,7 @@ class Store:
 
     def forget_stream(self, stream_no: int, batches_in: Iterable[int]) -> None:
         """A stream was deleted: segments without any other content are deleted, too."""
+        self._deleted_streams.add(stream_no)
         for number in batches_in:
             if number in self.segments:
                 self.segments[number].live -= 1
