@@ -45,7 +45,6 @@ __all__ = ["Client", "Consumer", "Producer"]
 
 logger = logging.getLogger(__name__)
 
-_PIECES_A_SEND = 64
 _READS_A_TURN = 16
 
 T = TypeVar("T")
@@ -98,7 +97,7 @@ class Client:
         self._shared_memory = shared_memory
         self._connect_timeout = connect_timeout
         self._reconnect_timeout = reconnect_timeout
-        self._session = Session(name or f"{_program()} (pid {os.getpid()})", token, map_region)
+        self._session = Session(name or f"{_program()} (pid {os.getpid()})", token, map_region, self._settle)
         self._lock = threading.RLock()
         self._news = threading.Condition(self._lock)
         self._send_lock = threading.Lock()
@@ -249,8 +248,9 @@ class Client:
         with self._send_lock:
             try:
                 while session.outbox:
-                    pieces = [session.outbox[i] for i in range(min(len(session.outbox), _PIECES_A_SEND))]
-                    self._sent(self._sock.sendmsg(pieces))
+                    n = self._sock.sendmsg(session.to_send())
+                    with self._lock:
+                        session.sent(n)
             except BlockingIOError:
                 if not self._want_write:
                     self._want_write = True
@@ -259,17 +259,6 @@ class Client:
             except (OSError, IndexError):
                 return  # the client's thread finds out why
             self._want_write = False
-
-    def _sent(self, n: int) -> None:
-        session = self._session
-        with self._lock:
-            session.outbox_bytes -= n
-            while n and session.outbox:
-                piece = session.outbox.popleft()
-                if n < len(piece):
-                    session.outbox.appendleft(memoryview(piece)[n:])
-                    return
-                n -= len(piece)
 
     def _wake(self) -> None:
         try:
@@ -351,6 +340,13 @@ class Client:
                 return
             self._awake_until = deadline
         self._wake()
+
+    def _settle(self, core: ConsumerCore, message_id: int, nack_delay_s: float | None) -> None:
+        with self._lock:
+            core.settle_one(message_id, nack_delay_s)
+        if self._session.outbox:
+            self._flush()
+        self._nudge()
 
     # -- producing and consuming ------------------------------------------------------------------------------------
 

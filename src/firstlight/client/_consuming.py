@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from firstlight.errors import DataError, FirstlightError, MessageEvictedError, StreamAbortedError
+from firstlight.errors import DataError, FirstlightError, MessageEvictedError, StreamAbortedError, StreamError
 from firstlight.model import Batch, Dataset, Message, Ranges, StreamId
 from firstlight.wire import (
     ChannelFailed,
@@ -104,6 +104,7 @@ class ConsumerCore:
         #: When acknowledgements that wait have to be sent; None if there are none.
         self.deadline: float | None = None
         self.exists = False
+        self._closed = False
         self.failed: FirstlightError | None = None
         self.end: EndOfStream | None = None
         self.n_received = 0
@@ -235,7 +236,7 @@ class ConsumerCore:
         return self._parts_to_hand_out == 0
 
     def _unpack(self, block: _Block) -> Iterator[Message]:
-        settle = self.settle if self.reading.ack != "none" else None
+        settle = self._outlet.settler(self) if self.reading.ack != "none" else None
         rows = [block.batch.row(block.row)] if block.n == 1 else block.batch.rows(block.row, block.n)
         stream, batch, attempt, received = self.stream, block.batch, block.attempt, block.received_ns
         self._parts_here = block.parts_here
@@ -316,6 +317,26 @@ class ConsumerCore:
         if self._n_unsaid >= min(_MAX_UNSAID, max(self._window // 4, 1)):
             self.say_settled()
 
+    def settle_one(self, message_id: int, nack_delay_s: float | None) -> None:
+        """A user settles a message by hand, whatever the turn of the loop would do.
+
+        Raises
+        ------
+        StreamError
+            If the consumer is closed: the message goes, or went, to somebody else.
+        """
+        if self._closed:
+            if nack_delay_s is None and self.reading.ack == "auto":
+                return  # the end of the loop has done that
+            raise StreamError(
+                f"message {message_id} of {self.stream} cannot be settled any more: its consumer is closed, and what it had not "
+                "acknowledged goes to somebody else",
+                id=message_id,
+            )
+        if self._previous == message_id:
+            self._previous = None
+        self.settle(message_id, nack_delay_s)
+
     def say_settled(self) -> None:
         """Send the acknowledgements that wait."""
         self.deadline = None
@@ -351,6 +372,7 @@ class ConsumerCore:
     def close(self) -> None:
         """Give the channel up; what was not acknowledged goes to somebody else."""
         self.say_settled()
+        self._closed = True
         self._blocks.clear()
         self._current = iter(())
         if self.failed is None:

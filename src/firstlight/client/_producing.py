@@ -10,7 +10,7 @@ import secrets
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -32,6 +32,9 @@ from firstlight.wire import (
     Stored,
     Want,
 )
+
+if TYPE_CHECKING:
+    from firstlight.client._consuming import ConsumerCore
 
 __all__ = ["Loan", "Outlet", "ProducerCore"]
 
@@ -57,6 +60,9 @@ class Outlet:
         raise NotImplementedError
 
     def lease(self, item: Item) -> memoryview:
+        raise NotImplementedError
+
+    def settler(self, core: ConsumerCore) -> Callable[[int, float | None], None]:
         raise NotImplementedError
 
 

@@ -6,6 +6,7 @@ channel again on a new one, and whatever was not confirmed is said again.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import weakref
 from collections import deque
@@ -50,6 +51,7 @@ __all__ = ["Session"]
 _MAX_PAYLOAD = 1 << 40
 #: Payload buffers come in multiples of this, so that frames that compress a little differently share them.
 _ROOM_STEP = 64 << 10
+_PIECES_A_SEND = 64
 
 
 class Question:
@@ -116,9 +118,18 @@ class Session(Outlet):
     ----------
     map_region
         Maps shared memory from a descriptor (which it closes): ``(fd, size, writable) -> memoryview``.
+    on_settle
+        Called by messages that their user acknowledges or gives back, from whatever thread; has to call `ConsumerCore.settle_one`.
     """
 
-    def __init__(self, name: str, token: str, map_region: Callable[[int, int, bool], memoryview]) -> None:
+    def __init__(
+        self,
+        name: str,
+        token: str,
+        map_region: Callable[[int, int, bool], memoryview],
+        on_settle: Callable[[ConsumerCore, int, float | None], None],
+    ) -> None:
+        self._on_settle = on_settle
         self._hello = Hello(PROTOCOL_VERSION, name, token)
         self._map_region = map_region
         self.outbox: deque[Buffer] = deque()
@@ -210,6 +221,9 @@ class Session(Outlet):
         self._leases[number] = weakref.ref(base, lambda _: returned.append((epoch, number)))
         return base.data
 
+    def settler(self, core: ConsumerCore) -> Callable[[int, float | None], None]:
+        return functools.partial(self._on_settle, core)
+
     def return_leases(self) -> None:
         """Tell the service which leases are over."""
         if not self._returned:
@@ -222,6 +236,31 @@ class Session(Outlet):
                 numbers.append(number)
         if numbers:
             self.send(Release(tuple(numbers)))
+
+    def to_send(self) -> list[Buffer]:
+        """The next pieces of `outbox`, for one gathered send.
+
+        Raises
+        ------
+        IndexError
+            If another thread empties it, because the connection was lost.
+        """
+        return [self.outbox[number] for number in range(min(len(self.outbox), _PIECES_A_SEND))]
+
+    def sent(self, n: int) -> None:
+        """The socket took `n` bytes of `outbox`."""
+        self.outbox_bytes -= n
+        while n and self.outbox:
+            piece = self.outbox.popleft()
+            if n < len(piece):
+                self.outbox.appendleft(memoryview(piece)[n:])
+                return
+            n -= len(piece)
+
+    @property
+    def lends(self) -> bool:
+        """Somebody here looks at shared memory, or may stop reading without a word: `tick` every now and then."""
+        return bool(self._leases) or bool(self.channels)
 
     # -- what arrives -----------------------------------------------------------------------------------------------
 
