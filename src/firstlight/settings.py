@@ -38,8 +38,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from firstlight.broker import BrokerSettings, ServerSettings
-from firstlight.broker._service import HttpSettings, ServiceSettings
+from firstlight.broker import BrokerSettings, HttpSettings, ServerSettings, ServiceSettings
 from firstlight.errors import ConfigurationError
 from firstlight.model import Keep, Policy, WhenFull
 from firstlight.storage import StorageSettings

@@ -137,7 +137,6 @@ def test_a_group_goes_on_where_it_was_and_can_be_moved(shell: Shell, scan: str) 
     assert "has no group 'h'; it has g" in err
 
 
-@pytest.mark.xfail(strict=True, reason="a query on a stream that is finished ends before the index has answered")
 def test_only_what_matches_a_query_in_a_finished_stream(shell: Shell, scan: str) -> None:
     found = shell.lines("consume", scan, "--query", "meta.name = 'b.dat'")
     assert [message["id"] for message in found] == [2]

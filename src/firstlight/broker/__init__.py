@@ -1,23 +1,53 @@
 """Streams, groups and policies, and the server around them."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from firstlight.broker._broker import Broker, BrokerSettings, Published
 from firstlight.broker._group import Group, Order
 from firstlight.broker._server import DEFAULT_PORT, Server, ServerSettings
 from firstlight.broker._stream import Selection, Stream
 from firstlight.broker._subscription import Delivery, Receiver, Subscription
 
+if TYPE_CHECKING:
+    from firstlight.broker._http import http_app
+    from firstlight.broker._service import DEFAULT_HTTP_PORT, HttpSettings, Service, ServiceSettings
+
 __all__ = [
+    "DEFAULT_HTTP_PORT",
     "DEFAULT_PORT",
     "Broker",
     "BrokerSettings",
     "Delivery",
     "Group",
+    "HttpSettings",
     "Order",
     "Published",
     "Receiver",
     "Selection",
     "Server",
     "ServerSettings",
+    "Service",
+    "ServiceSettings",
     "Stream",
     "Subscription",
+    "http_app",
 ]
+
+# The web framework and its server are loaded when somebody wants HTTP.
+_LAZY = {
+    "DEFAULT_HTTP_PORT": "_service",
+    "http_app": "_http",
+    "HttpSettings": "_service",
+    "Service": "_service",
+    "ServiceSettings": "_service",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)

@@ -27,22 +27,28 @@ from firstlight.errors import (
     DataError,
     DuplicateIdError,
     StorageError,
-    StreamError,
     StreamFinishedError,
     StreamNotFoundError,
 )
-from firstlight.model._batch import Batch, Row
-from firstlight.model._ids import StreamId
-from firstlight.model._policy import Ack, Keep, Policy
-from firstlight.model._query import parse_query
-from firstlight.model._ranges import Ranges
+from firstlight.model import Ack, Batch, Keep, Policy, Ranges, Row, StreamId, parse_query
 from firstlight.monitoring import Health, Registry
-from firstlight.storage import Index, Segment, StorageSettings, Store
-from firstlight.storage._journal import BatchStored, MessagesKept, MetaSet, StreamCreated, StreamDeleted, StreamEnded
-from firstlight.storage._order import GONE
-from firstlight.storage._pool import MemoryRegion, Role
-from firstlight.storage._ring import Slot
-from firstlight.storage._store import indexed
+from firstlight.storage import (
+    GONE,
+    BatchStored,
+    Index,
+    MemoryRegion,
+    MessagesKept,
+    MetaSet,
+    Role,
+    Segment,
+    Slot,
+    StorageSettings,
+    Store,
+    StreamCreated,
+    StreamDeleted,
+    StreamEnded,
+    indexed,
+)
 from firstlight.wire import StreamInfo
 
 __all__ = ["Broker", "BrokerSettings", "Published"]
@@ -152,21 +158,31 @@ class Broker:
         self.duplicates = counter("messages_duplicate", help="messages that were there before, identical")
         self.rejected = counter("messages_rejected", help="messages that were refused with an error")
         self.messages_out = counter("messages_delivered", help="messages handed to consumers")
-        self.evicted_unsaved = counter("messages_evicted_unsaved", help="messages that left memory and are nowhere else")
-        self.lost_unread = counter("messages_lost_unread", help="messages that a consumer should have got and whose bytes were gone")
+        self.evicted_unsaved = counter(
+            "messages_evicted_unsaved", help="messages that left memory and are nowhere else"
+        )
+        self.lost_unread = counter(
+            "messages_lost_unread", help="messages that a consumer should have got and whose bytes were gone"
+        )
         self.read_back_bytes = counter("read_back", unit="bytes", help="bytes read from disk again for slow consumers")
-        self.internal_errors = counter("internal_errors", help="messages that the service could not handle because of a bug")
+        self.internal_errors = counter(
+            "internal_errors", help="messages that the service could not handle because of a bug"
+        )
         store = self.store
         self.registry.probe("streams", lambda: len(self._streams), help="streams")
         self.registry.probe("subscriptions", lambda: sum(map(len, self._subscriptions.values())), help="consumers")
         self.registry.probe("persist_backlog", lambda: store.backlog_bytes, unit="bytes", help="waiting to be written")
         self.registry.probe("persisted", lambda: store.bytes_persisted, unit="bytes", help="written to segments")
         self.registry.probe("disk_used", lambda: store.bytes_on_disk, unit="bytes", help="in segment files")
-        self.registry.probe("index_backlog", lambda: store.indexer.backlog_bytes, unit="bytes", help="metadata to be indexed")
+        self.registry.probe(
+            "index_backlog", lambda: store.indexer.backlog_bytes, unit="bytes", help="metadata to be indexed"
+        )
         for role in Role:
             for what in ("used", "pinned", "size"):
                 read = functools.partial(self._ring_bytes, role, what)
-                self.registry.probe(f"memory_{what}", read, unit="bytes", help=f"{what} bytes of a ring", ring=str(role))
+                self.registry.probe(
+                    f"memory_{what}", read, unit="bytes", help=f"{what} bytes of a ring", ring=str(role)
+                )
 
     def _ring_bytes(self, role: Role, what: str) -> int:
         return sum(getattr(r.ring, what) for r in self.store.pool.regions.values() if r.role is role)
@@ -277,7 +293,9 @@ class Broker:
             self._policies.setdefault(key, wish)
         return self._policies.get(key, self.settings.policy)
 
-    def infos(self, *, beamtime: str = "", source: str = "", state: str = "all", from_stream: str = "") -> list[StreamInfo]:
+    def infos(
+        self, *, beamtime: str = "", source: str = "", state: str = "all", from_stream: str = ""
+    ) -> list[StreamInfo]:
         """Streams, oldest first; `from_stream` begins the list at the stream of this name."""
         chosen = sorted(
             (s for s in self._streams.values() if beamtime in ("", s.id.beamtime) and source in ("", s.id.source)),
@@ -349,7 +367,9 @@ class Broker:
         if stream.deleted:
             raise StreamNotFoundError(f"the stream {stream.id} was deleted", stream=str(stream.id))
         if stream.ended is not None:
-            raise StreamFinishedError(f"the stream {stream.id} is finished; nothing can be sent to it", stream=str(stream.id))
+            raise StreamFinishedError(
+                f"the stream {stream.id} is finished; nothing can be sent to it", stream=str(stream.id)
+            )
         stream.order.check_parts(row.part, row.parts)
         self._check_ids(stream, batch)
         duplicates = [both for run in batch.runs() for both in stream.order.duplicates(run, row.part)]
@@ -458,7 +478,13 @@ class Broker:
         self._touch(stream)
 
     def _make_last(
-        self, stream: Stream, region: MemoryRegion, slot: Slot, entry: BatchStored, ack: Ack, on_stored: Callable[[], None]
+        self,
+        stream: Stream,
+        region: MemoryRegion,
+        slot: Slot,
+        entry: BatchStored,
+        ack: Ack,
+        on_stored: Callable[[], None],
     ) -> None:
         policy = stream.policy
         if policy.persists:
@@ -757,7 +783,9 @@ class Broker:
         stream.meta = merged_meta(stream.meta, meta, mode, upsert=upsert, what=str(stream_id))
         self.store.note(MetaSet(stream.no, stream_id.beamtime, stream_id.source, stream.meta))
 
-    def set_beamtime_meta(self, beamtime: str, source: str, meta: bytes, *, mode: str = "replace", upsert: bool = True) -> None:
+    def set_beamtime_meta(
+        self, beamtime: str, source: str, meta: bytes, *, mode: str = "replace", upsert: bool = True
+    ) -> None:
         """Metadata of a beamtime and source."""
         key = (beamtime, source)
         merged = merged_meta(self._beamtime_meta.get(key), meta, mode, upsert=upsert, what=f"beamtime {beamtime}")
@@ -772,7 +800,9 @@ class Broker:
     def keep(self, stream: Stream, ids: Iterable[tuple[int, int]]) -> int:
         """Persist these messages of a source whose policy is ``keep``; returns how many are, or will be, on disk."""
         order = stream.order
-        wanted = [piece for first, last in ids for part in order.part_numbers for piece in order.pieces(first, last, part)]
+        wanted = [
+            piece for first, last in ids for part in order.part_numbers for piece in order.pieces(first, last, part)
+        ]
         count = 0
         intervals = []
         for piece in wanted:
@@ -784,7 +814,9 @@ class Broker:
             intervals.append((piece.first_id, piece.first_id + piece.n - 1))
             if segment <= 0 and slot is not None and piece.batch not in stream.persisting:
                 stream.persisting.add(piece.batch)
-                self._persist(stream, self.region_of(slot), slot, self._entry(stream, piece.batch, slot), sync=False, on_done=None)
+                self._persist(
+                    stream, self.region_of(slot), slot, self._entry(stream, piece.batch, slot), sync=False, on_done=None
+                )
         for first, last in intervals:
             stream.kept.add(first, last)
         if intervals:

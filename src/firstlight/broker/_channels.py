@@ -18,9 +18,7 @@ from firstlight.errors import (
     StreamFullError,
 )
 from firstlight.model import ALIGNMENT, Ack, Batch, Policy, StreamId, WhenFull, parse_query, read_header
-from firstlight.storage._journal import StreamEnded
-from firstlight.storage._pool import MemoryRegion
-from firstlight.storage._ring import Slot
+from firstlight.storage import MemoryRegion, Slot, StreamEnded
 from firstlight.wire import (
     Credit,
     Deliver,
@@ -67,10 +65,10 @@ class ProducerChannel:
         self._connection = connection
         self._broker = connection.broker
         self._number = message.channel
-        self._ack = _ack(message.ack)
         wish = Policy.from_dict(message.policy) if message.policy is not None else None
         self.stream: Stream = self._broker.create(StreamId(message.beamtime, message.source, message.stream), wish)
         policy = self.stream.policy
+        self._ack = _ack(message.ack) if message.ack else policy.best_ack
         if self._ack is not Ack.MEMORY and not policy.persists:
             raise ConfigurationError(
                 f"{self.stream.id} has the policy {policy.keep}: it cannot acknowledge messages as {self._ack}. "
@@ -133,7 +131,9 @@ class ProducerChannel:
         policy = self.stream.policy
         if policy.holds and policy.when_full is WhenFull.REFUSE:
             self._wants.popleft()
-            text = f"memory is full and nobody has read the messages of {self.stream.id}; its policy is to refuse new ones"
+            text = (
+                f"memory is full and nobody has read the messages of {self.stream.id}; its policy is to refuse new ones"
+            )
             self._refuse_room(StreamFullError(text, stream=str(self.stream.id)))
         else:
             self._broker.when_room(self._serve_wants)
@@ -159,7 +159,9 @@ class ProducerChannel:
         """Where the payload of a `Publish` goes."""
         room = self._room(message)
         if room.mapped or size != message.length:
-            raise RemoteProtocolError(f"the client sent {size} bytes for a batch of {message.length} on channel {self._number}")
+            raise RemoteProtocolError(
+                f"the client sent {size} bytes for a batch of {message.length} on channel {self._number}"
+            )
         return room.region.memory.view[room.slot.offset : room.slot.offset + size]
 
     def _room(self, message: Publish) -> _Room:
@@ -241,7 +243,9 @@ class ConsumerChannel:
         try:
             order = Order(message.order)
         except ValueError as error:
-            raise ConfigurationError(f"messages come in order of id, arrival or latest, not {message.order!r}") from error
+            raise ConfigurationError(
+                f"messages come in order of id, arrival or latest, not {message.order!r}"
+            ) from error
         self._selection = Selection(order, message.min_parts, message.query)
         stream_id = StreamId(message.beamtime, message.source, message.stream)
         stream = self._broker.streams.get(stream_id)
@@ -277,7 +281,9 @@ class ConsumerChannel:
                 self._broker.credit(self._subscription, n)
         elif self._subscription is not None:
             number = message.number
-            self._broker.settle(self._subscription, message.acked, message.nacked, on_saved=lambda: self._settled(number))
+            self._broker.settle(
+                self._subscription, message.acked, message.nacked, on_saved=lambda: self._settled(number)
+            )
 
     def _settled(self, number: int) -> None:
         if not self._closed:
@@ -341,7 +347,15 @@ class ConsumerChannel:
 def _item(delivery: Delivery, region: int, lease: int) -> Item:
     piece, slot = delivery.piece, delivery.slot
     return Item(
-        piece.first_id, piece.n, piece.row, delivery.attempt, delivery.parts_here, region, slot.offset, slot.length, lease
+        piece.first_id,
+        piece.n,
+        piece.row,
+        delivery.attempt,
+        delivery.parts_here,
+        region,
+        slot.offset,
+        slot.length,
+        lease,
     )
 
 

@@ -18,8 +18,7 @@ from firstlight.broker._broker import Broker
 from firstlight.broker._channels import ConsumerChannel, ProducerChannel
 from firstlight.errors import FirstlightError, RemoteProtocolError, ServiceRefusedError
 from firstlight.model import Buffer
-from firstlight.storage._pool import MemoryRegion
-from firstlight.storage._ring import Slot
+from firstlight.storage import MemoryRegion, Slot
 from firstlight.wire import (
     PROTOCOL_VERSION,
     Answer,
@@ -96,7 +95,9 @@ class Connection:
         The client is on this machine and connected through the Unix socket: batches are shared, not sent.
     """
 
-    def __init__(self, host: Host, sock: socket.socket, peer: str, *, local: bool, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, host: Host, sock: socket.socket, peer: str, *, local: bool, loop: asyncio.AbstractEventLoop
+    ) -> None:
         self.host = host
         self.broker = host.broker
         self.peer = peer
@@ -275,7 +276,9 @@ class Connection:
             else:
                 self.own_region = pool.adopt(future.result())
                 self._known_regions.add(self.own_region.no)
-                self.send(Region(self.own_region.no, self.own_region.size, writable=True), fds=(self.own_region.memory.fd,))
+                self.send(
+                    Region(self.own_region.no, self.own_region.size, writable=True), fds=(self.own_region.memory.fd,)
+                )
             then()
 
         self._loop.run_in_executor(None, pool.make_producer_region).add_done_callback(made)
@@ -459,4 +462,3 @@ class Connection:
 
     def __str__(self) -> str:
         return f"{self.client or 'unknown client'} at {self.peer}"
-

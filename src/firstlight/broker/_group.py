@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
-from firstlight.model._ranges import Ranges
+from firstlight.model import Ranges
 
 __all__ = ["Deliver", "Group", "GroupCounters", "Order", "Progress"]
 

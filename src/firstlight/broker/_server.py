@@ -19,7 +19,7 @@ from firstlight.broker._broker import Broker
 from firstlight.broker._connection import Connection
 from firstlight.errors import ConnectionLostError, FirstlightError, ServiceRefusedError, StreamNotFoundError
 from firstlight.model import StreamId
-from firstlight.storage._pool import MemoryRegion
+from firstlight.storage import MemoryRegion
 from firstlight.wire import (
     PROTOCOL_VERSION,
     Answer,
@@ -95,7 +95,9 @@ class Server:
         self._listening: list[socket.socket] = []
         self._local_path = f"\0firstlight-{self.service}" if settings.shared_memory else ""
         self._timer: asyncio.TimerHandle | None = None
-        self.n_cut_off = broker.registry.counter("connections_cut_off", help="clients cut off because they stopped reading")
+        self.n_cut_off = broker.registry.counter(
+            "connections_cut_off", help="clients cut off because they stopped reading"
+        )
         broker.registry.probe("connections", lambda: len(self.connections), help="clients connected")
 
     def start(self) -> None:
@@ -203,7 +205,12 @@ class Server:
 
     def welcome(self) -> Welcome:
         return Welcome(
-            PROTOCOL_VERSION, self._software, self.service, boot_id(), self._local_path, self.broker.store.pool.max_batch
+            PROTOCOL_VERSION,
+            self._software,
+            self.service,
+            boot_id(),
+            self._local_path,
+            self.broker.store.pool.max_batch,
         )
 
     def closed(self, connection: Connection) -> None:
@@ -253,7 +260,10 @@ class Server:
                 return sorted({stream.source for stream in broker.streams if stream.beamtime == question.beamtime})
             case ListStreams(stream=""):
                 return broker.infos(
-                    beamtime=question.beamtime, source=question.source, state=question.state, from_stream=question.from_stream
+                    beamtime=question.beamtime,
+                    source=question.source,
+                    state=question.state,
+                    from_stream=question.from_stream,
                 )
             case ListStreams():
                 return [broker.stream(_id(question)).info()]

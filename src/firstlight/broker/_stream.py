@@ -10,13 +10,8 @@ import msgspec
 
 from firstlight.broker._group import Group, Order
 from firstlight.errors import StreamError
-from firstlight.model._ids import StreamId
-from firstlight.model._policy import Policy
-from firstlight.model._ranges import Ranges
-from firstlight.storage._journal import GroupProgress, StreamEnded
-from firstlight.storage._order import Lane, StreamOrder
-from firstlight.storage._recovery import GroupState, StreamState
-from firstlight.storage._ring import Slot
+from firstlight.model import Policy, Ranges, StreamId
+from firstlight.storage import GroupProgress, GroupState, Lane, Slot, StreamEnded, StreamOrder, StreamState
 from firstlight.wire import GroupInfo, StreamInfo
 
 __all__ = ["Audience", "Selection", "Stream", "StreamCounters"]
@@ -94,7 +89,9 @@ class Stream:
     @classmethod
     def from_state(cls, state: StreamState, policy: Policy) -> Stream:
         """The stream as it was when the service stopped."""
-        stream = cls(state.id, state.no, state.created_ns, policy, state.order, state.last_stored_ns, state.ended, state.meta)
+        stream = cls(
+            state.id, state.no, state.created_ns, policy, state.order, state.last_stored_ns, state.ended, state.meta
+        )
         stream.producers = state.producers
         stream.kept = state.kept
         stream.sleeping = state.groups
@@ -110,6 +107,10 @@ class Stream:
             lane = Lane() if selection.query is not None else self.order.lane(selection.min_parts)
             audience = self.audiences[key] = Audience(lane, told=lane.total)
         return audience
+
+    def searched(self, selection: Selection) -> bool:
+        """Whether the lane of a selection knows everything that the stream has: a query looks a little later."""
+        return selection.query is None or self.audience(selection).searched >= self.order.n_messages
 
     def join(self, name: str, selection: Selection, *, acknowledge: bool, redeliver_after_s: float | None,
              max_attempts: int) -> Group:  # fmt: skip

@@ -9,9 +9,7 @@ from typing import NamedTuple, Protocol
 
 from firstlight.broker._group import Deliver, Group
 from firstlight.broker._stream import Selection, Stream
-from firstlight.storage._journal import StreamEnded
-from firstlight.storage._order import Piece
-from firstlight.storage._ring import Slot
+from firstlight.storage import Piece, Slot, StreamEnded
 
 __all__ = ["Delivery", "Receiver", "Subscription"]
 
@@ -140,7 +138,7 @@ class Subscription:
 
     def check_end(self) -> None:
         """Tell the receiver once that nothing more will come."""
-        if self.over or self.queue or not self.group.drained:
+        if self.over or self.queue or not self.group.drained or not self.stream.searched(self.selection):
             return
         if self.finite or self.stream.ended is not None:
             self.over = True

@@ -13,9 +13,7 @@ from typing import Any, TypeAlias
 from firstlight.connectors._eiger2_header import header_of, late_header
 from firstlight.connectors._eiger2_message import EndMessage, ImageMessage, StartMessage, parse
 from firstlight.errors import RemoteProtocolError
-from firstlight.model._arrays import ArraySpec
-from firstlight.model._header import Header
-from firstlight.model._ranges import Ranges
+from firstlight.model import ArraySpec, Header, Ranges
 
 __all__ = ["DecoderCounts", "Eiger2Decoder", "Event", "Frame", "SeriesEnd", "SeriesStart"]
 

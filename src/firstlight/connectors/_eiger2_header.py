@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from firstlight.connectors._eiger2_message import ImageMessage, StartMessage, plain
-from firstlight.model._header import Header, put
+from firstlight.model import Header, put
 
 __all__ = ["header_of", "late_header"]
 

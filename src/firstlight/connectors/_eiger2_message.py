@@ -22,7 +22,7 @@ import numpy as np
 
 from firstlight.connectors import _cbor
 from firstlight.errors import DataError, RemoteProtocolError
-from firstlight.model._arrays import ArraySpec, Compression
+from firstlight.model import ArraySpec, Compression
 
 __all__ = ["Block", "EndMessage", "ImageMessage", "StartMessage", "parse", "plain"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from firstlight.model._arrays import ArraySpec
+from firstlight.model import ArraySpec
 
 __all__ = ["Output", "Producing"]
 

@@ -52,7 +52,9 @@ class StreamId:
             return cls(parts[0], parts[1], parts[2])
         if len(parts) == 2:
             return cls(beamtime, parts[0], parts[1])
-        raise ConfigurationError(f"{text!r} does not name a stream: write SOURCE/STREAM or BEAMTIME/SOURCE/STREAM", name=text)
+        raise ConfigurationError(
+            f"{text!r} does not name a stream: write SOURCE/STREAM or BEAMTIME/SOURCE/STREAM", name=text
+        )
 
     def __str__(self) -> str:
         return f"{self.beamtime}/{self.source}/{self.stream}"

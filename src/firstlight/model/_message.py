@@ -43,7 +43,19 @@ class Message:
         1, or more when the message was delivered before and not acknowledged.
     """
 
-    __slots__ = ("__dict__", "_batch", "_row", "_settle", "attempt", "id", "part", "parts", "received_ns", "stream", "timestamp_ns")
+    __slots__ = (
+        "__dict__",
+        "_batch",
+        "_row",
+        "_settle",
+        "attempt",
+        "id",
+        "part",
+        "parts",
+        "received_ns",
+        "stream",
+        "timestamp_ns",
+    )
 
     def __init__(
         self,
@@ -91,7 +103,9 @@ class Message:
         try:
             return _META.decode(self._batch.meta(self._row))
         except msgspec.DecodeError as error:
-            raise DataError(f"metadata of message {self.id} of {self.stream} cannot be read: {error}", id=self.id) from error
+            raise DataError(
+                f"metadata of message {self.id} of {self.stream} cannot be read: {error}", id=self.id
+            ) from error
 
     @property
     def spec(self) -> ArraySpec | None:
@@ -110,7 +124,9 @@ class Message:
         """
         spec = self.spec
         if spec is None:
-            raise DataError(f"message {self.id} of {self.stream} has no {DATA_FORMAT!r}; use .data for its bytes", id=self.id)
+            raise DataError(
+                f"message {self.id} of {self.stream} has no {DATA_FORMAT!r}; use .data for its bytes", id=self.id
+            )
         try:
             return decode(self.data, spec)
         except DataError as error:
@@ -126,7 +142,9 @@ class Message:
 
     def _call_settle(self, delay_s: float | None) -> None:
         if self._settle is None:
-            raise StreamError(f"message {self.id} of {self.stream} was not delivered to a group; there is nothing to acknowledge")
+            raise StreamError(
+                f"message {self.id} of {self.stream} was not delivered to a group; there is nothing to acknowledge"
+            )
         self._settle(self.id, delay_s)
 
     def __repr__(self) -> str:
@@ -174,5 +192,3 @@ class Dataset:
 
     def __repr__(self) -> str:
         return f"<Dataset {self.stream}#{self.id}, {len(self)} of {self.parts} parts>"
-
-

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from firstlight.errors import DiskFullError, StorageError
-from firstlight.model._batch import Buffer
+from firstlight.model import Buffer
 
 __all__ = ["storage_error", "sync_folder", "write_all"]
 

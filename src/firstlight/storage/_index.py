@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from firstlight.errors import DataError
-from firstlight.model._query import Query
+from firstlight.model import Query
 
 __all__ = ["Index", "IndexedBatch", "IndexedMessage"]
 

@@ -12,8 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from firstlight.errors import StreamError
-from firstlight.model._batch import Run
-from firstlight.model._ranges import Ranges
+from firstlight.model import Ranges, Run
 from firstlight.storage._ring import Slot
 
 __all__ = ["GONE", "Lane", "Piece", "StreamOrder"]

@@ -85,7 +85,9 @@ class MemoryPool:
 
     def __init__(self, budget: int, on_evict: Callable[[Slot], None]) -> None:
         if budget < MIN_MEMORY:
-            raise ConfigurationError(f"{budget} bytes of memory are too few; give the service at least {MIN_MEMORY >> 20} MiB")
+            raise ConfigurationError(
+                f"{budget} bytes of memory are too few; give the service at least {MIN_MEMORY >> 20} MiB"
+            )
         self.budget = budget
         self._on_evict = on_evict
         self._sizes = {

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from firstlight.errors import CorruptError, DataError
-from firstlight.model._batch import Batch
+from firstlight.model import Batch
 from firstlight.storage._files import storage_error
 from firstlight.storage._segment import open_direct
 
@@ -42,7 +42,9 @@ class Reader:
             except OSError as error:
                 raise storage_error(error, "read", path) from error
             if n == 0:
-                raise CorruptError(f"{path} ends at byte {offset + done}, inside a batch", path=str(path), offset=offset)
+                raise CorruptError(
+                    f"{path} ends at byte {offset + done}, inside a batch", path=str(path), offset=offset
+                )
             done += n
         try:
             Batch.parse(into).verify()

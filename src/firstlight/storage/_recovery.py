@@ -22,9 +22,7 @@ from typing import TypeAlias
 import msgspec
 
 from firstlight.errors import CorruptError, StorageError
-from firstlight.model._batch import ALIGNMENT, Run
-from firstlight.model._ids import StreamId
-from firstlight.model._ranges import Ranges
+from firstlight.model import ALIGNMENT, Ranges, Run, StreamId
 from firstlight.storage._files import storage_error, sync_folder
 from firstlight.storage._journal import (
     BatchStored,

@@ -26,8 +26,7 @@ from urllib.parse import quote
 import msgspec
 
 from firstlight.errors import ConfigurationError, CorruptError, DataError, StorageError
-from firstlight.model._batch import ALIGNMENT, HEADER_SIZE, Batch, BatchHeader, batch_head, read_header
-from firstlight.model._ids import StreamId
+from firstlight.model import ALIGNMENT, HEADER_SIZE, Batch, BatchHeader, StreamId, batch_head, read_header
 from firstlight.storage._files import storage_error, sync_folder, write_all
 
 __all__ = ["DECLARES_STREAM", "SegmentEntry", "SegmentFile", "SegmentWriter", "open_direct", "segment_path"]

@@ -30,7 +30,7 @@ from typing import Any
 import msgspec
 
 from firstlight.errors import ConfigurationError, CorruptError, DataError, DiskFullError, QueryError, StorageError
-from firstlight.model._query import Key, Query, parse_key
+from firstlight.model import Key, Query, parse_key
 from firstlight.storage._index import Index, IndexedBatch, IndexedMessage
 from firstlight.storage._sqlite_where import FUNCTIONS, Sql, keys_of, narrowing_keys, value_sql
 

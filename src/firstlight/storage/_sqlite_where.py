@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
-from firstlight.model._query import And, Between, Compare, Expr, In, Key, Or, Order, Query, Regexp, Value
+from firstlight.model import And, Between, Compare, Expr, In, Key, Or, Order, Query, Regexp, Value
 
 __all__ = ["FUNCTIONS", "Sql", "SqlValue", "keys_of", "narrowing_keys", "value_sql"]
 

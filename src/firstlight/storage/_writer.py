@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from firstlight.errors import DataError, StorageError
-from firstlight.model._ids import StreamId
+from firstlight.model import StreamId
 from firstlight.storage._journal import BatchStored, Journal, JournalEntry, SegmentKnown
 from firstlight.storage._order import GONE
 from firstlight.storage._segment import SegmentWriter

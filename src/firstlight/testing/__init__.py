@@ -5,6 +5,7 @@ from __future__ import annotations
 from firstlight.testing._crystal import FrameTruth, Geometry, SyntheticCrystals, gap_mask
 from firstlight.testing._eiger import EIGER_SHAPES, Faults, RecordedEiger, SimulatedEiger
 from firstlight.testing._recordings import read_cbors
+from firstlight.testing._service import RunningService
 from firstlight.testing._sink import MemorySink, SentMessage, SentStream
 from firstlight.testing._thread_service import ThreadService
 
@@ -15,6 +16,7 @@ __all__ = [
     "Geometry",
     "MemorySink",
     "RecordedEiger",
+    "RunningService",
     "SentMessage",
     "SentStream",
     "SimulatedEiger",

@@ -24,8 +24,7 @@ import numpy.typing as npt
 
 from firstlight.connectors import check_endpoint
 from firstlight.errors import ConfigurationError
-from firstlight.model._arrays import ArraySpec, Compression
-from firstlight.model._codecs import decode, encode
+from firstlight.model import ArraySpec, Compression, decode, encode
 from firstlight.testing._crystal import FrameTruth, SyntheticCrystals
 from firstlight.testing._recordings import read_cbors
 from firstlight.testing._zmq import Pusher

@@ -23,7 +23,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from firstlight.errors import ConfigurationError, DataError, StorageError
-from firstlight.model._query import (
+from firstlight.model import (
     And,
     Between,
     Compare,
@@ -37,7 +37,7 @@ from firstlight.model._query import (
     parse_query,
     select,
 )
-from firstlight.storage._index import Index, IndexedBatch, IndexedMessage
+from firstlight.storage import Index, IndexedBatch, IndexedMessage
 
 __all__ = ["EXAMPLES", "EXAMPLE_RECORDS", "IndexContract", "batch_of", "queries", "records"]
 

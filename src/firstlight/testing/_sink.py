@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firstlight.errors import DataError, DuplicateIdError, StreamAbortedError, StreamFinishedError
-from firstlight.model._arrays import ArraySpec
-from firstlight.model._codecs import decode
+from firstlight.model import ArraySpec, decode
 
 __all__ = ["MemorySink", "SentMessage", "SentStream"]
 

@@ -1,5 +1,7 @@
 """The native protocol as state machines: bytes in, messages out. Nothing here opens a socket."""
 
+from __future__ import annotations
+
 from firstlight.wire._frames import MAX_ENVELOPE, Frame, FrameReader, frame, pieces
 from firstlight.wire._messages import *  # noqa: F403
 from firstlight.wire._messages import __all__ as _messages

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Generic, NamedTuple, TypeVar
 
 from firstlight.errors import RemoteProtocolError
-from firstlight.model._batch import Buffer
+from firstlight.model import Buffer
 
 __all__ = ["MAX_ENVELOPE", "Frame", "FrameReader", "frame"]
 

@@ -101,7 +101,8 @@ class Hello(_Message, tag=10):
 class OpenProducer(_Message, tag=11):
     """`producer` and the sequence numbers of `Publish` tell a batch that is sent again from a new one.
 
-    ``policy`` is a wish for a source that has none yet.
+    ``ack`` is memory, written or synced; empty means the best that the policy of the source offers. ``policy`` is a wish for a
+    source that has none yet.
     """
 
     channel: int
@@ -576,7 +577,9 @@ def decode_from_client(envelope: memoryview) -> FromClient:
     try:
         return _FROM_CLIENT.decode(envelope)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RemoteProtocolError(f"the client sent something that is not a message of the protocol: {error}") from error
+        raise RemoteProtocolError(
+            f"the client sent something that is not a message of the protocol: {error}"
+        ) from error
 
 
 def decode_from_service(envelope: memoryview) -> FromService:
@@ -590,4 +593,6 @@ def decode_from_service(envelope: memoryview) -> FromService:
     try:
         return _FROM_SERVICE.decode(envelope)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RemoteProtocolError(f"the service sent something that is not a message of the protocol: {error}") from error
+        raise RemoteProtocolError(
+            f"the service sent something that is not a message of the protocol: {error}"
+        ) from error

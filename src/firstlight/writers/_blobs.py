@@ -6,7 +6,7 @@ import struct
 from typing import NoReturn
 
 from firstlight.errors import DataError
-from firstlight.model._arrays import ArraySpec, Compression
+from firstlight.model import ArraySpec, Compression
 
 __all__ = ["check_blob"]
 

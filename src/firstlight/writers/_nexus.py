@@ -19,9 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firstlight.errors import ConfigurationError, DataError, DiskFullError, StorageError
-from firstlight.model._arrays import ArraySpec, Compression
-from firstlight.model._codecs import decode, encode
-from firstlight.model._ranges import Ranges
+from firstlight.model import ArraySpec, Compression, Ranges, decode, encode
 from firstlight.writers._blobs import check_blob
 from firstlight.writers._nxmx import Layout, add_module, add_start_time, iso_time, write_layout
 

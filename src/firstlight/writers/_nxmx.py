@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firstlight.errors import ConfigurationError, DataError
-from firstlight.model._header import get, units_of
+from firstlight.model import get, units_of
 
 __all__ = ["Layout", "ScanAxis", "add_module", "add_start_time", "iso_time", "write_layout"]
 
