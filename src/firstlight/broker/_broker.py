@@ -124,7 +124,9 @@ class Broker:
         self.registry = Registry()
         self._loop = loop
         self._clock = clock
-        self.store = Store(root, settings.storage, health=self.health, post=self._post, on_evict=self._evicted)
+        self.store = Store(
+            root, settings.storage, health=self.health, post=self._post, on_evict=self._evicted, defer=self._defer
+        )
         self._streams: dict[StreamId, Stream] = {}
         self._beamtime_meta: dict[tuple[str, str], bytes] = {}
         self._policies: dict[tuple[str, str], Policy] = {}
@@ -149,6 +151,12 @@ class Broker:
     def _post(self, act: Callable[[], None]) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(act)
+
+    def _defer(self, delay_s: float, act: Callable[[], None]) -> None:
+        if delay_s:
+            self._loop.call_later(delay_s, act)
+        else:
+            self._loop.call_soon(act)
 
     def _measure(self) -> None:
         counter = self.registry.counter
@@ -203,8 +211,8 @@ class Broker:
         """Let the index catch up with what is on disk, where the service died before it was indexed."""
         for stream in self._streams.values():
             for name in stream.policy.fields:
-                self.store.indexer.change(functools.partial(_declare, name))
-            future = self.store.indexer.ask(functools.partial(_count, stream.no))
+                self.store.change_index(functools.partial(_declare, name))
+            future = self.store.ask_index(functools.partial(_count, stream.no))
             future.add_done_callback(functools.partial(self._reindex_stream, stream))
 
     def _reindex_stream(self, stream: Stream, indexed: Future[int]) -> None:
@@ -230,7 +238,7 @@ class Broker:
             return
         while self.store.indexer.backlog_bytes > _MAX_INDEX_BACKLOG // 4 and not self._closed:
             time.sleep(0.01)
-        self._post(functools.partial(self.store.indexer.add, batch))
+        self._post(functools.partial(self.store.index, batch))
 
     # -- streams ----------------------------------------------------------------------------------------------------
 
@@ -264,9 +272,9 @@ class Broker:
         self._streams[stream_id] = stream
         self.store.note(StreamCreated(no, stream_id.beamtime, stream_id.source, stream_id.stream, now))
         # A new number, unless the journal was lost and the index was not.
-        self.store.indexer.change(lambda index: index.delete_stream(no))
+        self.store.change_index(lambda index: index.delete_stream(no))
         for name in stream.policy.fields:
-            self.store.indexer.change(functools.partial(_declare, name))
+            self.store.change_index(functools.partial(_declare, name))
         for act in self._expected.pop(stream_id, []):
             act(stream)
         return stream
@@ -327,7 +335,7 @@ class Broker:
             subscription.over = True
             subscription.receiver.ended(order.last_id, end)
         self.store.note(StreamDeleted(stream.no))
-        self.store.indexer.change(lambda index: index.delete_stream(stream.no))
+        self.store.change_index(lambda index: index.delete_stream(stream.no))
         self.store.forget_stream(stream.no, [segment for segment in batches if segment > 0])
         return True
 
@@ -474,7 +482,7 @@ class Broker:
         )  # fmt: skip
         published = Published(row.id, 0)
         self._make_last(stream, region, slot, entry, ack, lambda: on_stored(published))
-        self.store.index_batch(stream.no, batch, first_arrival)
+        self.store.index(indexed(stream.no, batch, first_arrival))
         self._touch(stream)
 
     def _make_last(
@@ -749,7 +757,7 @@ class Broker:
             If the query cannot be read.
         """
         parsed = parse_query(query)
-        return self.store.indexer.ask(lambda index: index.query(stream.no, parsed, limit=limit))
+        return self.store.ask_index(lambda index: index.query(stream.no, parsed, limit=limit))
 
     def _run_query(self, stream: Stream, audience: Audience, query: str) -> None:
         """Put what is new and matches into the lane of a query; once at a time for each."""
@@ -760,7 +768,7 @@ class Broker:
             return
         self._queries_running.add(key)
         parsed = parse_query(query)
-        future = self.store.indexer.ask(lambda index: index.matching(stream.no, parsed, first, last))
+        future = self.store.ask_index(lambda index: index.matching(stream.no, parsed, first, last))
 
         def done(found: Future[list[int]]) -> None:
             self._queries_running.discard(key)

@@ -35,7 +35,7 @@ class Indexer:
     def __init__(self, index: Index, *, on_state: Callable[[StorageError | None], None]) -> None:
         self._index = index
         self._on_state = on_state
-        self._queue: queue.SimpleQueue[IndexedBatch | Callable[[], object] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[list[IndexedBatch] | Callable[[], object] | None] = queue.SimpleQueue()
         self._uncommitted: list[IndexedBatch] = []
         self._position = index.position()
         self._stopping = threading.Event()
@@ -55,8 +55,12 @@ class Indexer:
 
     def add(self, batch: IndexedBatch) -> None:
         """Queue a batch; never blocks."""
-        self._bytes_queued += len(batch.metas_json)
-        self._queue.put(batch)
+        self.add_all([batch])
+
+    def add_all(self, batches: list[IndexedBatch]) -> None:
+        """Queue several batches; never blocks."""
+        self._bytes_queued += sum(len(batch.metas_json) for batch in batches)
+        self._queue.put(batches)
 
     def change(self, act: Callable[[Index], T]) -> Future[T]:
         """Run something that changes the index, behind everything queued so far."""
@@ -96,8 +100,9 @@ class Indexer:
                 self._commit()
                 deadline = None
                 continue
-            if isinstance(item, IndexedBatch):
-                self._add(item)
+            if isinstance(item, list):
+                for batch in item:
+                    self._add(batch)
                 now = time.monotonic()
                 deadline = deadline or now + _COMMIT_EVERY_S
                 if now >= deadline:  # the queue may never be empty

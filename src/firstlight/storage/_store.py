@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from firstlight.errors import CorruptError, StorageError
 from firstlight.model import ALIGNMENT, Batch, StreamId
@@ -27,6 +28,7 @@ from firstlight.storage._recovery import Recovered, recover, write_compact
 from firstlight.storage._ring import Slot
 from firstlight.storage._segment import SegmentFile, segment_path
 from firstlight.storage._sqlite import SqliteIndex
+from firstlight.storage._stage import Stage
 from firstlight.storage._writer import WriteItem, Writer
 
 __all__ = ["Segment", "StorageSettings", "Store"]
@@ -34,6 +36,10 @@ __all__ = ["Segment", "StorageSettings", "Store"]
 logger = logging.getLogger(__name__)
 
 _INDEX_NAME = "index.sqlite"
+#: Entries that nobody waits for may be written so much later.
+_PATIENCE_S = 0.005
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +86,8 @@ class Store:
         Runs a function in the broker's thread, soon; may be called from any thread.
     on_evict
         Called with each slot whose batch leaves memory.
+    defer
+        Calls a function in the broker's thread after a delay in s; 0 is the end of this turn. By default at once.
 
     Raises
     ------
@@ -97,6 +105,7 @@ class Store:
         health: Health,
         post: Callable[[Callable[[], None]], None],
         on_evict: Callable[[Slot], None],
+        defer: Callable[[float, Callable[[], None]], None] = lambda delay_s, act: act(),
     ) -> None:
         self.root = root
         self.settings = settings
@@ -116,6 +125,8 @@ class Store:
             self._writer = self._start_writer()
             undo.pop_all()
         self.reader = Reader()
+        self._to_write: Stage[WriteItem] = Stage(self._writer.submit_all, defer, patience_s=_PATIENCE_S)
+        self._to_index: Stage[IndexedBatch] = Stage(self.indexer.add_all, defer, patience_s=_PATIENCE_S)
         #: Bytes of batches that wait to be persisted.
         self.backlog_bytes = 0
         self.bytes_persisted = 0
@@ -161,7 +172,8 @@ class Store:
         self, entry: JournalEntry | None, *, sync: bool = False, on_done: Callable[[], None] | None = None
     ) -> None:
         """Write an entry to the journal, behind everything before it; None just waits for that."""
-        self._writer.submit(WriteItem(entry, sync=sync, on_done=(lambda _: on_done()) if on_done else None))
+        item = WriteItem(entry, sync=sync, on_done=(lambda _: on_done()) if on_done else None)
+        self._to_write.add(item, urgent=on_done is not None or sync)
 
     def persist(
         self,
@@ -189,7 +201,7 @@ class Store:
                 self._count_in(item, stream, entry)
             on_done(item.segment, item.offset)
 
-        self._writer.submit(WriteItem(entry, stream=stream, memory=memory, sync=sync, on_done=done))
+        self._to_write.add(WriteItem(entry, stream=stream, memory=memory, sync=sync, on_done=done), urgent=True)
 
     def _written(self, items: list[WriteItem]) -> None:
         for item in items:
@@ -224,9 +236,19 @@ class Store:
 
     # -- the index --------------------------------------------------------------------------------------------------
 
-    def index_batch(self, stream_no: int, batch: Batch, first_arrival: int) -> None:
+    def index(self, batch: IndexedBatch) -> None:
         """Let the messages of a batch be found by their metadata, soon."""
-        self.indexer.add(indexed(stream_no, batch, first_arrival))
+        self._to_index.add(batch, urgent=False)
+
+    def change_index(self, act: Callable[[Index], T]) -> Future[T]:
+        """Run something that changes the index, behind everything before."""
+        self._to_index.flush()
+        return self.indexer.change(act)
+
+    def ask_index(self, read: Callable[[Index], T]) -> Future[T]:
+        """Run a query that sees everything before it."""
+        self._to_index.flush()
+        return self.indexer.ask(read)
 
     # -- giving up room ---------------------------------------------------------------------------------------------
 
@@ -286,6 +308,8 @@ class Store:
     def close(self) -> None:
         """Write what waits and give everything back."""
         self.reader.close()
+        self._to_write.flush()
+        self._to_index.flush()
         self._writer.close()
         self.indexer.close()
         self.pool.close()

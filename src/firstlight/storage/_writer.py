@@ -101,7 +101,7 @@ class Writer:
         self._checksum = checksum_blobs
         self._on_done = on_done
         self._on_state = on_state
-        self._queue: queue.SimpleQueue[WriteItem | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[list[WriteItem] | None] = queue.SimpleQueue()
         self._open: dict[tuple[str, str], SegmentWriter] = {}
         self._unsynced: dict[int, SegmentWriter] = {}
         self._sealed: list[JournalEntry] = []
@@ -115,7 +115,11 @@ class Writer:
 
     def submit(self, item: WriteItem) -> None:
         """Queue an item; never blocks. The caller bounds what waits, by the memory that it pins."""
-        self._queue.put(item)
+        self.submit_all([item])
+
+    def submit_all(self, items: list[WriteItem]) -> None:
+        """Queue several items, in order; never blocks."""
+        self._queue.put(items)
 
     def close(self) -> None:
         """Write what waits, then stop. What cannot be written by now is given up (it was never acknowledged)."""
@@ -153,15 +157,15 @@ class Writer:
         block = True
         while n_bytes < _MAX_BYTES_A_ROUND and len(items) < _MAX_ITEMS_A_ROUND:
             try:
-                item = self._queue.get(block=block)
+                more = self._queue.get(block=block)
             except queue.Empty:
                 break
-            if item is None:
+            if more is None:
                 if items:
                     self._queue.put(None)  # come back for it
                 break
-            items.append(item)
-            n_bytes += len(item.memory) if item.memory is not None else 0
+            items += more
+            n_bytes += sum(len(item.memory) for item in more if item.memory is not None)
             block = False
         return items
 

@@ -22,7 +22,7 @@ from firstlight.storage._order import GONE
 from firstlight.storage._pool import MIN_MEMORY, Role
 from firstlight.storage._ring import Slot
 from firstlight.storage._segment import segment_path
-from firstlight.storage._store import StorageSettings, Store, indexed
+from firstlight.storage._store import StorageSettings, Store, indexed, indexed
 from unit.storage.batches import MOTOR, OTHER, PAGE, SCAN, batch_bytes, blob_of, entry_for, stored_ids
 from unit.storage.mounts import mounted
 
@@ -179,7 +179,7 @@ def test_metadata_of_every_kind_of_batch_is_found(start: Callable[..., Broker]) 
         ],
         1,
     ):
-        broker.store.index_batch(no, Batch.parse(data), 10 * no)
+        broker.store.index(indexed(no, Batch.parse(data), 10 * no))
     query = parse_query("meta.n > 2 order by id")
     found = [broker.store.indexer.ask(lambda index, no=no: index.query(no, query)).result(20) for no in (1, 2, 3, 4)]
     assert found == [[7], [3], [4, 5, 9], [3, 4]]
@@ -245,7 +245,7 @@ def test_a_full_disk_at_the_start_is_told_and_harms_nothing(start: Callable[...,
 
 def test_a_damaged_index_is_built_anew(start: Callable[..., Broker], tmp_path: Path) -> None:
     broker = start()
-    broker.store.index_batch(1, Batch.parse(batch_bytes([1])), 1)
+    broker.store.index(indexed(1, Batch.parse(batch_bytes([1])), 1))
     assert broker.store.indexer.ask(lambda index: index.count(1)).result(20) == 1
     path = broker.store.root / "index.sqlite"
     start(tmp_path / "elsewhere")
