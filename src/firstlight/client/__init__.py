@@ -1,6 +1,18 @@
 """Clients of the service: blocking and asyncio, with the same verbs."""
 
+from __future__ import annotations
+
+from firstlight.client._async import AsyncClient, AsyncConsumer, AsyncProducer
 from firstlight.client._client import Client, Consumer, Producer
 from firstlight.client._connect import DEFAULT_PORT, DEFAULT_URL
 
-__all__ = ["DEFAULT_PORT", "DEFAULT_URL", "Client", "Consumer", "Producer"]
+__all__ = [
+    "DEFAULT_PORT",
+    "DEFAULT_URL",
+    "AsyncClient",
+    "AsyncConsumer",
+    "AsyncProducer",
+    "Client",
+    "Consumer",
+    "Producer",
+]

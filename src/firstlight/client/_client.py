@@ -17,13 +17,17 @@ from numpy.typing import DTypeLike, NDArray
 
 from firstlight.client import _inquiries, _opening
 from firstlight.client._connect import (
-    ANCILLARY,
     DEFAULT_URL,
     boot_id,
+    close_descriptors,
     connect_local,
     connect_tcp,
     map_region,
+    no_answer,
+    no_service,
     parse_url,
+    program,
+    receive,
 )
 from firstlight.client._consuming import ConsumerCore
 from firstlight.client._ends import IN_PLACE_BYTES, ConsumerEnd, ProducerEnd
@@ -97,7 +101,7 @@ class Client:
         self._shared_memory = shared_memory
         self._connect_timeout = connect_timeout
         self._reconnect_timeout = reconnect_timeout
-        self._session = Session(name or f"{_program()} (pid {os.getpid()})", token, map_region, self._settle)
+        self._session = Session(name or program(), token, map_region, self._settle)
         self._lock = threading.RLock()
         self._news = threading.Condition(self._lock)
         self._send_lock = threading.Lock()
@@ -142,9 +146,7 @@ class Client:
                 sock.sendall(session.outbox.popleft())
             while session.welcome is None:
                 sock.settimeout(max(deadline - time.monotonic(), 0.001))
-                n = sock.recv_into(session.reader.buffer())
-                if n == 0:
-                    raise ConnectionLostError(f"the service at {self._address} closed the connection")
+                n = receive(sock, session.reader.buffer(), session.fds)
                 for message, payload in session.reader.received(n):
                     session.dispatch(message, payload)
                 if session.refused is not None:
@@ -152,11 +154,9 @@ class Client:
         except OSError as error:
             if isinstance(error, FirstlightError):
                 raise
-            text = f"the service at {self._address} did not answer: {error.strerror or error}"
-            raise ConnectionLostError(text, host=self._address.host, port=self._address.port) from error
+            raise no_answer(self._address, error) from error
         except RemoteProtocolError as error:
-            text = f"what answers at {self._address} is not a firstlight service: {error}"
-            raise ConnectionLostError(text, host=self._address.host, port=self._address.port) from error
+            raise no_service(self._address, error) from error
         session.outbox_bytes = 0
         return session.welcome
 
@@ -215,11 +215,9 @@ class Client:
         for _ in range(_READS_A_TURN):
             buffer = session.reader.buffer()
             try:
-                n = self._receive_some(buffer)
+                n = receive(self._sock, buffer, session.fds)
             except BlockingIOError:
                 return
-            if n == 0:
-                raise ConnectionResetError("the service closed the connection")
             with self._lock:
                 fresh = False
                 for message, payload in session.reader.received(n):
@@ -230,15 +228,6 @@ class Client:
                 raise ConnectionResetError(str(session.refused))
             if n < len(buffer) and not session.reader.in_payload:
                 return
-
-    def _receive_some(self, buffer: memoryview) -> int:
-        if self.path == "tcp":
-            return self._sock.recv_into(buffer)
-        n, ancillary, _, _ = self._sock.recvmsg_into([buffer], ANCILLARY)
-        for level, kind, data in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                self._session.fds.extend(np.frombuffer(data[: len(data) // 4 * 4], np.int32).tolist())
-        return n
 
     def _flush(self, *, may_wait: bool = False) -> None:
         """Send what is queued, as far as the socket takes it; the client's thread does the rest."""
@@ -270,6 +259,7 @@ class Client:
         logger.warning("lost the connection to %s (%s); trying again for %.0f s", self._address, reason, self._reconnect_timeout)
         with self._lock:
             self._session.disconnected()
+            close_descriptors(self._session.fds)
             self._want_write = False
         self._sock.close()
         deadline = time.monotonic() + self._reconnect_timeout
@@ -309,16 +299,19 @@ class Client:
         """Wait (with the lock held) until `ready`; False if it took too long."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while not ready():
-            if self._lost is not None:
-                raise self._lost
-            if self._closing:
-                raise ConnectionLostError("this client is closed")
+            self._check()
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return False
             # Send first: what we wait for may be the answer to something that is still queued.
             self._news.wait(left)
         return True
+
+    def _check(self) -> None:
+        if self._lost is not None:
+            raise self._lost
+        if self._closing:
+            raise ConnectionLostError("this client is closed")
 
     def _ask(self, inquiry: Inquiry[T]) -> T:
         with self._lock:
@@ -343,6 +336,7 @@ class Client:
 
     def _settle(self, core: ConsumerCore, message_id: int, nack_delay_s: float | None) -> None:
         with self._lock:
+            self._check()
             core.settle_one(message_id, nack_delay_s)
         if self._session.outbox:
             self._flush()
@@ -357,7 +351,7 @@ class Client:
         beamtime: str = DEFAULT_BEAMTIME,
         stream: str,
         header: Mapping[str, Any] | None = None,
-        ack: Literal["memory", "written", "synced"] = "memory",
+        ack: Literal["memory", "written", "synced"] | None = "memory",
         policy: Policy | None = None,
         linger: float = 0.002,
         timeout: float = 30.0,
@@ -370,7 +364,7 @@ class Client:
         header
             Metadata of the stream.
         ack
-            When a message counts as stored.
+            When a message counts as stored; None: as safe as the policy of the source makes it.
         policy
             A wish for a source that has none yet; the service's configuration has the last word.
         linger
@@ -899,9 +893,3 @@ class Consumer(ConsumerEnd):
     def __del__(self) -> None:
         if not self._closed:  # from wherever garbage is collected: the client's thread closes the channel
             self._client._session.abandoned.append(self._core)
-
-
-def _program() -> str:
-    import sys
-
-    return os.path.basename(sys.argv[0] or "python")

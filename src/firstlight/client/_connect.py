@@ -5,13 +5,31 @@ from __future__ import annotations
 import mmap
 import os
 import socket
+import sys
+from collections import deque
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from firstlight.errors import ConfigurationError, ConnectionLostError
+from firstlight.errors import ConfigurationError, ConnectionLostError, RemoteProtocolError
 
-__all__ = ["DEFAULT_PORT", "DEFAULT_URL", "Address", "boot_id", "connect_local", "connect_tcp", "map_region", "parse_url"]
+__all__ = [
+    "DEFAULT_PORT",
+    "DEFAULT_URL",
+    "Address",
+    "boot_id",
+    "close_descriptors",
+    "connect_local",
+    "connect_tcp",
+    "map_region",
+    "no_answer",
+    "no_service",
+    "parse_url",
+    "program",
+    "receive",
+    "tune",
+    "unreachable",
+]
 
 DEFAULT_PORT = 8410
 DEFAULT_URL = f"firstlight://localhost:{DEFAULT_PORT}"
@@ -98,6 +116,51 @@ def connect_local(path: str) -> socket.socket | None:
         return None
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
     return sock
+
+
+def no_answer(address: Address, error: OSError) -> ConnectionLostError:
+    """Somebody took the connection and said nothing, or hung up."""
+    reason = error.strerror or str(error) or "nothing came in time"
+    return ConnectionLostError(
+        f"the service at {address} did not answer: {reason}", host=address.host, port=address.port
+    )
+
+
+def no_service(address: Address, error: RemoteProtocolError) -> ConnectionLostError:
+    """Something else than a service answered."""
+    text = f"what answers at {address} is not a firstlight service: {error}"
+    return ConnectionLostError(text, host=address.host, port=address.port)
+
+
+def receive(sock: socket.socket, buffer: memoryview, descriptors: deque[int]) -> int:
+    """Receive bytes, and on a Unix socket the descriptors that travel with them.
+
+    Raises
+    ------
+    OSError
+        From the socket; also if the service closed the connection.
+    """
+    if sock.family != socket.AF_UNIX:
+        n = sock.recv_into(buffer)
+    else:
+        n, ancillary, _, _ = sock.recvmsg_into([buffer], ANCILLARY)
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                descriptors.extend(memoryview(data[: len(data) // 4 * 4]).cast("i"))
+    if n == 0:
+        raise ConnectionResetError("the service closed the connection")
+    return n
+
+
+def close_descriptors(descriptors: deque[int]) -> None:
+    """Close what was received and never mapped, because the connection was lost in between."""
+    while descriptors:
+        os.close(descriptors.popleft())
+
+
+def program() -> str:
+    """What this client is called where nobody gave it a name."""
+    return f"{os.path.basename(sys.argv[0] or 'python')} (pid {os.getpid()})"
 
 
 def map_region(fd: int, size: int, writable: bool) -> memoryview:

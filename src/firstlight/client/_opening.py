@@ -15,11 +15,14 @@ __all__ = ["by_ids", "consumer", "monitor", "producer"]
 
 
 def producer(
-    session: Session, stream: StreamId, *, ack: str, policy: Policy | None, linger: float
+    session: Session, stream: StreamId, *, ack: str | None, policy: Policy | None, linger: float
 ) -> ProducerCore:
+    """`ack` None leaves it to the policy of the source."""
     if linger < 0:
         raise ConfigurationError(f"linger={linger} is not a time to wait; it is 0 or more seconds")
-    return ProducerCore(session.new_number(), stream, session, ack=ack, policy=policy_wish(policy), linger_s=linger)
+    return ProducerCore(
+        session.new_number(), stream, session, ack=ack or "", policy=policy_wish(policy), linger_s=linger
+    )
 
 
 def consumer(
