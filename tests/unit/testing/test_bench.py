@@ -108,11 +108,14 @@ def test_latency_counts_from_send_and_from_when_it_was_due() -> None:
     hz, n_before, started = 1000.0, 500, 10**18
     due = started + (np.arange(n_before, n_before + 100) * 1_000_000)
     sent = due + 3_000_000  # the producer was held up for 3 ms
-    times = np.stack([sent, sent + 1_000_000, sent + 2_000_000], axis=-1)[np.newaxis].astype(np.int64)
+    hops = np.cumsum([0, 100_000, 200_000, 700_000, 1_000_000])
+    times = (sent[:, np.newaxis] + hops)[np.newaxis].astype(np.int64)
     found = _latencies(times, started, n_before, hz)
     assert found["p50_ms"] == found["p99_ms"] == found["max_ms"] == 2.0
-    assert found["client_p99_ms"] == 1.0
     assert found["due_p99_ms"] == pytest.approx(5.0)
+    names = ("batching", "to_service", "to_client", "to_loop")
+    assert [found[f"{name}_p50_ms"] for name in names] == [0.1, 0.2, 0.7, 1.0]
+    assert [found[f"{name}_p99_ms"] for name in names] == [0.1, 0.2, 0.7, 1.0]
 
 
 @pytest.mark.parametrize("n_bytes", [100, 1000, 64_000, 1_000_000])

@@ -85,9 +85,10 @@ class PaceTask(msgspec.Struct, frozen=True):
 
 
 class WatchTask(msgspec.Struct, frozen=True):
-    """Read `streams` and write the times of all messages to `path`, (streams, n, 3) int64, ns UTC.
+    """Read `streams` and write the times of all messages to `path`, (streams, n, 5) int64, ns UTC.
 
-    The three are: when it was sent, when the client got it, when the loop got it.
+    The five are: when `send` was called, when its batch left, when the service had it, when the consumer's client had
+    it, when the consumer's loop had it. All are times of one machine, so they can be compared.
     """
 
     url: str
@@ -237,7 +238,7 @@ def _send_paced(outs: list[Producer], pool: list[bytes], n: int, hz: float, star
 
 def follow_paced(task: WatchTask, talk: Talk) -> None:
     """One process, one connection, a thread for each stream."""
-    times = np.zeros((len(task.streams), task.n, 3), np.int64)
+    times = np.zeros((len(task.streams), task.n, 5), np.int64)
     failures: list[BaseException] = []
 
     def follow(messages: Consumer, into: Any) -> None:
@@ -266,12 +267,13 @@ def follow_paced(task: WatchTask, talk: Talk) -> None:
         talk.wait()
 
 
-def _times(messages: Consumer, task: WatchTask) -> list[tuple[int, int, int]]:
-    rows = []
+def _times(messages: Consumer, task: WatchTask) -> list[tuple[int, ...]]:
+    rows: list[tuple[int, ...]] = []
     for expected in range(1, task.n + 1):
         message = _next(messages, expected)
         check(message.data, expected, task.n_bytes)
-        rows.append((message.timestamp_ns, message.received_ns, time.time_ns()))
+        hops = (message.timestamp_ns, message.sent_ns, message.stored_ns, message.received_ns, time.time_ns())
+        rows.append(hops)
     if next(messages, None) is not None or messages.lost:
         raise DataError(f"{messages.stream} has more messages than were sent, or {messages.lost} were lost")
     return rows
