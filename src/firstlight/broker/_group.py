@@ -96,6 +96,9 @@ class _ByArrival:
             self._queue.append((first, last))
         self._n += last - first + 1
 
+    def within(self, first: int, last: int) -> list[tuple[int, int]]:
+        return [(max(a, first), min(b, last)) for a, b in self._queue if a <= last and b >= first]
+
     def discard(self, first: int, last: int) -> None:
         rest: deque[tuple[int, int]] = deque()
         for a, b in self._queue:
@@ -192,17 +195,25 @@ class Group:
     # -- members ----------------------------------------------------------------------------------------------------
 
     def attach(self, member: int, *, holding: Iterable[tuple[int, int]] = (), now: float = 0.0) -> None:
-        """A member joins; `holding` are messages that it got before the connection was lost and still works on."""
+        """A member joins; `holding` are messages that it got before the connection was lost and still works on.
+
+        It keeps those that nobody else has got meanwhile. One that is not there (its service died before it was written) is no
+        message of this group yet: it is delivered when it comes again.
+        """
         self._members[member] = _Member()
         for first, last in holding:
-            for a, b in self._open_within(first, last):
+            for a, b in self._undelivered_within(first, last):
                 self._todo.discard(a, b)
-                for x, y in self._not_pending_within(a, b):
-                    self._hand_out(member, x, y, 1, now)
+                self._drop_waiting(a, b)
+                self._hand_out(member, a, b, 1, now)
 
-    def _not_pending_within(self, first: int, last: int) -> list[tuple[int, int]]:
-        busy = Ranges((p.first, p.last) for p in self._pending)
-        return busy.missing_within(first, last)
+    def _undelivered_within(self, first: int, last: int) -> Ranges:
+        """What of ``first .. last`` is to do or waits to be delivered again."""
+        found = Ranges(self._todo.within(first, last))
+        for _, a, b, _ in self._waiting:
+            if a <= last and b >= first:
+                found.add(max(a, first), min(b, last))
+        return found
 
     def detach(self, member: int, now: float) -> None:
         """A member is gone: what it had is delivered to others at once."""
@@ -298,7 +309,10 @@ class Group:
             if pending.live:
                 self._take_pending(pending.first, pending.last)
                 self._again(pending.first, pending.last, pending.attempt, now)
-        times = [heap[0][0] for heap in (self._deadlines, self._waiting) if heap]
+        times = [self._deadlines[0][0]] if self._deadlines else []
+        # What is due already waits for a member that has credit, and that tells us by itself.
+        if self._waiting and (self._turn or self._waiting[0][0] > now):
+            times.append(self._waiting[0][0])
         return min(times, default=None)
 
     def deliver(self, now: float) -> list[Deliver]:
