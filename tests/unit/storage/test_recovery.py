@@ -30,6 +30,7 @@ from firstlight.storage._journal import (
 )
 from firstlight.storage._recovery import Recovered, recover, write_compact
 from firstlight.storage._segment import SegmentFile, segment_path
+from firstlight.storage._writer import WriteItem
 from unit.storage.batches import (
     MOTOR,
     OTHER,
@@ -327,6 +328,20 @@ def test_a_segment_of_another_data_directory_is_not_mistaken(root: Path, tmp_pat
     assert any(f"{path} is not the file of this name that the journal knows" in line for line in found.report.lines())
     assert 1 not in found.present, "nobody deletes it either"
     assert stored_ids(found, MOTOR) == {1, 2, 3}
+
+
+def test_a_batch_that_its_producer_changed_does_not_make_its_file_foreign(tmp_path: Path) -> None:
+    """The first one, changed just before it was written: its checksum is right, and the journal says something else."""
+    recorder = Recorder(tmp_path)
+    recorder.create(SCAN, 1)
+    memory = aligned(batch_bytes([1], sequence=1, producer=5))
+    entry = entry_for(memory, 0)
+    struct.pack_into("<Q", memory, 40, 99)
+    recorder.wait(recorder.submit(WriteItem(entry, stream=SCAN, memory=memory), no=1), recorder.send(SCAN, 1, [2]))
+    recorder.close()
+    found = recover(tmp_path)
+    assert stored_ids(found, SCAN) == {1, 2}
+    assert found.report.lines() == []
 
 
 def test_a_segment_with_a_number_that_is_taken_hides_nothing(root: Path, tmp_path: Path) -> None:
