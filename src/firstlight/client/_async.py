@@ -731,14 +731,14 @@ class AsyncProducer(ProducerEnd):
             return np.empty(shape, dtype)
         self._check()
         core.close_batch()
-        loan = core.lend(spec.nbytes)
-        client._flush()
-        if loan is None:
-            if not await client._wait(lambda: core.has_room(spec.nbytes) or self._bad, self._timeout):
+        while True:
+            loan = core.lend(spec.nbytes)
+            client._flush()
+            if loan is not None:
+                return self._lent(loan, shape, dtype)
+            if not await client._wait(lambda: core.may_lend(spec.nbytes) or self._bad, self._timeout):
                 raise self._no_room()
             self._check()
-            loan = core.lend(spec.nbytes)
-        return np.empty(shape, dtype) if loan is None else self._lent(loan, shape, dtype)
 
     async def flush(self, timeout: float | None = None) -> None:
         """As `Producer.flush`."""

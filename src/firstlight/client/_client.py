@@ -707,15 +707,16 @@ class Producer(ProducerEnd):
         with client._lock:
             self._check()
             self._core.close_batch()
-            loan = self._core.lend(spec.nbytes)
-        client._flush()
-        if loan is None:
+        while True:
             with client._lock:
-                if not client._wait(lambda: self._core.has_room(spec.nbytes) or self._bad, self._timeout):
+                loan = self._core.lend(spec.nbytes)
+            client._flush()
+            if loan is not None:
+                return self._lent(loan, shape, dtype)
+            with client._lock:
+                if not client._wait(lambda: self._core.may_lend(spec.nbytes) or self._bad, self._timeout):
                     raise self._no_room()
                 self._check()
-                loan = self._core.lend(spec.nbytes)
-        return np.empty(shape, dtype) if loan is None else self._lent(loan, shape, dtype)
 
     def _wait_open(self) -> None:
         with self._client._lock:

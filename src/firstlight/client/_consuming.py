@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -79,7 +79,17 @@ class _Block:
 class ConsumerCore:
     """One consumer of one stream."""
 
-    def __init__(self, channel: int, stream: StreamId, outlet: Outlet, request: OpenConsumer, reading: Reading) -> None:
+    def __init__(
+        self,
+        channel: int,
+        stream: StreamId,
+        outlet: Outlet,
+        request: OpenConsumer,
+        reading: Reading,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
         self.channel = channel
         self.stream = stream
         self.reading = reading
@@ -113,7 +123,7 @@ class ConsumerCore:
         self.lost = 0
         self.skipped = 0
         self._loss: MessageEvictedError | None = None
-        self.heard_at = time.monotonic()
+        self.heard_at = clock()
 
     # -- connection -------------------------------------------------------------------------------------------------
 
@@ -143,7 +153,7 @@ class ConsumerCore:
 
     def handle(self, message: FromService, payload: memoryview | None) -> bool:
         """The service said something on this channel; True if there is something new for the user."""
-        self.heard_at = time.monotonic()
+        self.heard_at = self._clock()
         match message:
             case Deliver():
                 self._deliver(message, payload)
@@ -313,7 +323,7 @@ class ConsumerCore:
             self._acked.append([message_id, message_id])
         self._n_unsaid += 1
         if self.deadline is None:
-            self.deadline = time.monotonic() + _SETTLE_WITHIN_S
+            self.deadline = self._clock() + _SETTLE_WITHIN_S
         if self._n_unsaid >= min(_MAX_UNSAID, max(self._window // 4, 1)):
             self.say_settled()
 

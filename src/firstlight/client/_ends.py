@@ -108,6 +108,8 @@ class ProducerEnd:
                  owned=message.owned)  # fmt: skip
 
     def _lent(self, loan: Loan, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        if not loan.shared:
+            return np.empty(shape, dtype)
         array = np.frombuffer(self._core.loan_memory(loan), np.dtype(dtype)).reshape(shape)
         self._loan = (_address(array), loan, True)
         return array

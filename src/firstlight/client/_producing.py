@@ -86,6 +86,11 @@ class Loan(NamedTuple):
     blob_at: int
     size: int
 
+    @property
+    def shared(self) -> bool:
+        """The room is shared memory; elsewhere there is nothing to be written in place."""
+        return self.room.region != 0
+
 
 class _Batch:
     """A batch on its way: its pieces, and after it was written to shared memory where it lies."""
@@ -150,6 +155,8 @@ class ProducerCore:
         self.failed: FirstlightError | None = None
         self.errors: deque[FirstlightError] = deque()
         self._ending: EndStream | None = None
+        self._ending_said = False
+        self._lending = False
         self.ended = False
         self.n_sent = 0
         self.n_stored = 0
@@ -171,6 +178,7 @@ class ProducerCore:
         self.opened = False
         self._rooms.clear()
         self._wanted = 0
+        self._ending_said = False
 
     def handle(self, message: FromService) -> None:
         """The service said something on this channel."""
@@ -185,8 +193,6 @@ class ProducerCore:
                 self.opened = True
                 self._forget_known(message.known)
                 self._send_unsent()
-                if self._ending is not None and not self._unsent:
-                    self._outlet.send(self._ending)
             case Rejected():
                 self._rejected(message)
             case EndOfStream():
@@ -195,6 +201,8 @@ class ProducerCore:
                 self.failed = message.error.error()
 
     def _forget_known(self, known: int) -> None:
+        if self._open.ack != "memory":
+            return  # it has them, but maybe not yet as safe as was asked: it tells when they come again
         while self._unsent and self._unsent[0].sequence <= known:
             self.n_stored += self._unsent.popleft().n
 
@@ -206,14 +214,20 @@ class ProducerCore:
         self.last_id = message.first_id
 
     def _rejected(self, message: Rejected) -> None:
-        self.errors.append(message.error.error())
-        if message.sequence == 0:  # there is no room for the next one, by policy or because it is too large
-            self._wanted = 0
-            if self._unsent:
-                self._unsent.popleft()
-                self._send_unsent()
-        else:
+        if message.sequence != 0:
+            self.errors.append(message.error.error())
             self._unstored.pop(message.sequence, None)
+            return
+        # There is no room for the next one, by policy or because it is too large.
+        self._wanted = 0
+        if self._unsent:
+            self.errors.append(message.error.error())
+            self._unsent.popleft()
+            self._send_unsent()
+        elif self._lending:
+            self.errors.append(message.error.error())
+            self._lending = False
+        # Room that was only asked for in advance: whoever needs it asks again, and is refused then.
 
     # -- messages ---------------------------------------------------------------------------------------------------
 
@@ -291,11 +305,6 @@ class ProducerCore:
         """Everything handed over is stored (or was refused)."""
         return not (self._rows or self._unsent or self._unstored)
 
-    def has_room(self, size: int) -> bool:
-        """A message of this size can be sent at once."""
-        padded = _padded(size + ALIGNMENT)
-        return self.opened and not self._unsent and any(room.length >= padded for room in self._rooms)
-
     def _send_unsent(self) -> None:
         while self._unsent and self.opened:
             batch = self._unsent[0]
@@ -304,6 +313,9 @@ class ProducerCore:
                 return
             self._unsent.popleft()
             self._send(batch, room)
+        if self._ending is not None and self.opened and not self._ending_said:
+            self._ending_said = True
+            self._outlet.send(self._ending)
 
     def _find_room(self, length: int) -> _Room | None:
         padded = _padded(length)
@@ -341,13 +353,18 @@ class ProducerCore:
     # -- loans ------------------------------------------------------------------------------------------------------
 
     def lend(self, size: int) -> Loan | None:
-        """Room for a blob in shared memory, if there is any; asks for it otherwise. One loan at a time."""
+        """Room for a blob; if there is none, it is asked for, unless something else has to go first. One loan at a time."""
         if self._unsent or not self.opened:
             return None
         room = self._find_room(_LOAN_HEAD + size)
-        if room is None or room.region == 0:
-            return None
-        return Loan(room, room.offset, _LOAN_HEAD, size)
+        self._lending = room is None
+        return None if room is None else Loan(room, room.offset, _LOAN_HEAD, size)
+
+    def may_lend(self, size: int) -> bool:
+        """`lend` gets further than the last time: it finds room, or can ask for it."""
+        padded = _padded(_LOAN_HEAD + size)
+        found = any(room.length >= padded for room in self._rooms)
+        return self.opened and not self._unsent and (found or not self._wanted)
 
     def loan_memory(self, loan: Loan) -> memoryview:
         """The memory of the blob."""
@@ -387,10 +404,11 @@ class ProducerCore:
     # -- the end ----------------------------------------------------------------------------------------------------
 
     def end(self, next_stream: str | None, aborted: str | None) -> None:
-        """End the stream; everything handed over must be sent (not `blocked`)."""
+        """End the stream behind everything that was handed over; aborting does not wait for what has no room."""
         self._ending = EndStream(self.channel, next_stream, aborted)
-        if self.opened:
-            self._outlet.send(self._ending)
+        if aborted is not None:
+            self._unsent.clear()
+        self._send_unsent()
 
     def close(self) -> None:
         """Give the channel up."""
