@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,6 +16,7 @@ _POOL_BYTES = 64_000_000
 _MIN_POOL, _MAX_POOL = 16, 64
 
 
+@functools.cache  # asked for every message
 def _pool_size(n_bytes: int) -> int:
     return min(max(_POOL_BYTES // n_bytes, _MIN_POOL), _MAX_POOL)
 
