@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,8 @@ _MAX_CREDIT = 8192
 _PREFETCH_BYTES = 32 << 20
 _MAX_UNSAID = 256
 _SETTLE_WITHIN_S = 0.005
+#: How many stretches of ids a follower remembers; looked at every so many deliveries.
+_MAX_STRETCHES = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +67,11 @@ class Reading:
 class _Block:
     """Messages of one batch, not looked at yet."""
 
-    __slots__ = ("attempt", "batch", "n", "parts_here", "received_ns", "row")
+    __slots__ = ("attempt", "batch", "first_id", "n", "parts_here", "received_ns", "row")
 
     def __init__(self, batch: Batch, item: Item, received_ns: int) -> None:
         self.batch = batch
+        self.first_id = item.first_id
         self.row = item.row
         self.n = item.n
         self.attempt = item.attempt
@@ -110,7 +113,10 @@ class ConsumerCore:
         self._settle_number = 0
         self._parts_here = 0
         self._unsettled: OrderedDict[int, Settle] = OrderedDict()
+        #: In a group: delivered and not acknowledged. Without one: everything that came, or was lost.
         self._holding = Ranges()
+        self._n_deliveries = 0
+        self._missed = (0, 0)
         #: When acknowledgements that wait have to be sent; None if there are none.
         self.deadline: float | None = None
         self.exists = False
@@ -129,27 +135,34 @@ class ConsumerCore:
 
     def open(self) -> None:
         """Open the channel, for the first time or on a new connection."""
-        request = self._request
-        if self.end is not None:
+        if self.end is not None and not self._unsettled:
             return
-        if request.group is not None:
-            holding = self._holding.copy()
-            for settle in self._unsettled.values():  # said, but the service may not know
-                for first, last in settle.acked:
-                    holding.add(first, last)
-            request = msgspec.structs.replace(request, holding=tuple(holding))
-        elif self.last_id and request.ids is None and request.order != "latest":
-            request = msgspec.structs.replace(request, start=self.last_id)
-        elif request.ids is not None and self.n_received:
-            request = msgspec.structs.replace(request, ids=self._missing_ids(request.ids))
-        self._outlet.send(request)
+        self._drop_half_dataset()
+        holding = self._holding.copy()
+        for settle in self._unsettled.values():  # said, but the service may not know
+            for first, last in settle.acked:
+                holding.add(first, last)
+        held = tuple(holding)
+        start = self._request.start
+        if start == "latest" and held:
+            start = held[0][0] - 1
+        self._outlet.send(msgspec.structs.replace(self._request, start=start, holding=held))
         for settle in self._unsettled.values():
             self._outlet.send(settle)
-        self._owed = 0
-        self._outlet.send(Credit(self.channel, max(self._window - self._waiting, 0)))
+        if self.end is None:
+            self._owed = 0
+            self._outlet.send(Credit(self.channel, max(self._window - self._waiting, 0)))
 
-    def _missing_ids(self, ids: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-        return tuple((max(first, self.last_id + 1), last) for first, last in ids if last > self.last_id)
+    def _drop_half_dataset(self) -> None:
+        """The connection was lost within a dataset: it comes again, as a whole."""
+        if not self._parts_to_come:
+            return
+        cut = self._blocks[-1].first_id if self._blocks else self.last_id
+        while self._blocks and self._blocks[-1].first_id == cut:
+            self._blocks.pop()
+        self._holding.discard(cut, cut)
+        self._waiting -= 1
+        self._parts_to_come = self._parts_to_hand_out = 0
 
     def handle(self, message: FromService, payload: memoryview | None) -> bool:
         """The service said something on this channel; True if there is something new for the user."""
@@ -185,14 +198,31 @@ class ConsumerCore:
             self._blocks.append(_Block(batch, item, now))
             self._waiting += self._units(item)
             self.n_bytes += batch.length * item.n // batch.n_messages
-            if self._request.group is not None and self.reading.ack != "none":
-                self._holding.add(item.first_id, item.first_id + item.n - 1)
+            self._hold(item.first_id, item.first_id + item.n - 1)
             if self._request.order == "latest" and self.last_id:
                 self.skipped += max(item.first_id - self.last_id - 1, 0)
             self.last_id = max(self.last_id, item.first_id + item.n - 1)
 
+    def _hold(self, first: int, last: int) -> None:
+        if self._request.group is None:
+            self._holding.add(first, last)
+            self._n_deliveries += 1
+            if self._n_deliveries % _MAX_STRETCHES == 0:
+                self._forget_holes()
+        elif self.reading.ack != "none":
+            self._holding.add(first, last)
+
+    def _forget_holes(self) -> None:
+        """Of many stretches of ids join the oldest: what comes so late is passed over if the connection is lost."""
+        stretches = list(self._holding)
+        if len(stretches) > _MAX_STRETCHES:
+            self._holding.add(stretches[0][0], stretches[len(stretches) // 2][1])
+
     def _units(self, item: Item) -> int:
         """What an item counts: its messages, or 1 with the first part of a dataset."""
+        if item.parts_here and not self._parts_to_come and self._missed[0] <= item.first_id <= self._missed[1]:
+            self._owed -= 1  # a part of it is missing, and has given back already what the dataset gives back
+            self._missed = (0, 0)
         if item.parts_here <= 1:
             return item.n
         if self._parts_to_come == 0:
@@ -203,6 +233,9 @@ class ConsumerCore:
     def _miss(self, message: Missing) -> None:
         n = message.last - message.first + 1
         self.lost += n
+        self._missed = (message.first, message.last)
+        if self._request.group is None:
+            self._hold(message.first, message.last)
         self._owed += n
         self._give_credit_if_due()
         if self._loss is None:
@@ -365,8 +398,8 @@ class ConsumerCore:
 
     @property
     def n_held(self) -> int:
-        """Messages that were delivered here and are not acknowledged."""
-        return len(self._holding)
+        """Messages that a group delivered here and that are not acknowledged."""
+        return len(self._holding) if self._request.group is not None else 0
 
     @property
     def settled(self) -> bool:
