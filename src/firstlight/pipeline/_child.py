@@ -8,7 +8,6 @@ import pickle
 import queue
 import signal
 import threading
-import time
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from typing import Any
@@ -20,19 +19,26 @@ from firstlight.pipeline._feeds import Feed, GroupFeed, ShareFeed, Task
 from firstlight.pipeline._inline import lost_record
 from firstlight.pipeline._outlets import Outlet, PipeOutlet, StreamOutlet
 from firstlight.pipeline._records import Record, WireRecord, to_wire
+from firstlight.pipeline._settling import Settler
 from firstlight.pipeline._step import Step, told
-from firstlight.pipeline._talk import Answer, Asked, Broke, GroupJob, HandOut, Job, Left, Started, Stop
+from firstlight.pipeline._talk import (
+    Answer,
+    Asked,
+    Broke,
+    FromWorker,
+    GroupJob,
+    HandOut,
+    Job,
+    Left,
+    Started,
+    Stop,
+)
 
 __all__ = ["NOTHING", "worker_main"]
 
 #: In a worker's slot: it works on no event.
 NOTHING = 0
 _ORPHANED = 70
-#: Records are settled when they are so old, so many, or keep so many bytes of messages in memory, or when there is
-#: nothing to do.
-_SETTLE_WITHIN_S = 0.02
-_SETTLE_RECORDS = 256
-_SETTLE_BYTES = 32 << 20
 
 
 def worker_main(pipe: Connection, slots: Any, number: int, job: bytes) -> None:
@@ -83,41 +89,37 @@ def _unpickled(job: bytes) -> Job:
 class _Child:
     def __init__(self, pipe: Connection, slots: Any, number: int, job: Job) -> None:
         self._pipe = pipe
+        self._sending = threading.Lock()
         self._slots = slots
         self._number = number
         self._job = job
         self._stopping = threading.Event()
         self._told: queue.SimpleQueue[HandOut | Answer | Stop] = queue.SimpleQueue()
-        self._tasks: list[Task] = []
-        self._records: list[WireRecord] = []
-        self._oldest_s = 0.0
-        self._n_bytes = 0
 
     def run(self, stack: ExitStack) -> Left:
         """Work until the end of the stream or of the run."""
         threading.Thread(target=self._listen, name="listen to the run", daemon=True).start()
         client = stack.enter_context(Client(self._job.url)) if self._job.url is not None else None
-        outlet = self._outlet(client, stack)
         feed = self._feed(client, stack)
+        settler = Settler(self._outlet(client, stack).settle)
+        stack.callback(settler.close)
         step = Step(self._job.pipeline, self._to_wire, parameters=self._job.parameters)
         stack.callback(step.close)
-        self._pipe.send(Started())
+        self._say(Started())
         try:
-            self._loop(feed, step, outlet)
+            self._loop(feed, step, settler)
         finally:
             # Also when the worker raised: what it did before that is done.
-            self._settle(outlet)
+            settler.drain()
         return Left(at_end=feed.over, aborted=feed.aborted)
 
-    def _loop(self, feed: Feed, step: Step[WireRecord], outlet: Outlet) -> None:
-        while not self._stopping.is_set():
-            task = feed.next(wait=not self._tasks)
-            if task is not None:
-                self._do(task, step)
-            elif feed.over:
-                return
-            if task is None or self._due():
-                self._settle(outlet)
+    def _loop(self, feed: Feed, step: Step[WireRecord], settler: Settler) -> None:
+        while not (self._stopping.is_set() or feed.over):
+            task = feed.next()
+            if task is None:
+                settler.check()
+            else:
+                settler.put(task, self._wire(task, step))
 
     def _to_wire(self, record: Record) -> WireRecord:
         return to_wire(record, self._job.pipeline.results)
@@ -132,10 +134,14 @@ class _Child:
                 self._stopping.set()
             self._told.put(said)
 
+    def _say(self, what: FromWorker) -> None:
+        with self._sending:
+            self._pipe.send(what)
+
     def _outlet(self, client: Client | None, stack: ExitStack) -> Outlet:
         if client is None or self._job.results is None:
-            return PipeOutlet(self._pipe)
-        outlet = StreamOutlet(self._pipe, client, self._job.results)
+            return PipeOutlet(self._say)
+        outlet = StreamOutlet(self._say, client, self._job.results)
         stack.callback(outlet.close)
         return outlet
 
@@ -149,22 +155,13 @@ class _Child:
 
     def _ask(self, index: int) -> Record | None:
         """Ask the run whether to begin with an event that others had; returns what to put down instead."""
-        self._pipe.send(Asked(index))
+        self._say(Asked(index))
         while True:
             said = self._told.get()
             if isinstance(said, Answer) and said.index == index:
                 return said.instead
             if isinstance(said, Stop):
                 return None  # it is noticed before the next event
-
-    def _do(self, task: Task, step: Step[WireRecord]) -> None:
-        wire = self._wire(task, step)
-        if not self._tasks:
-            self._oldest_s = time.monotonic()
-        self._tasks.append(task)
-        if wire is not None:
-            self._records.append(wire)
-        self._n_bytes += task.n_bytes
 
     def _wire(self, task: Task, step: Step[WireRecord]) -> WireRecord | None:
         if task.instead is not None:
@@ -181,20 +178,3 @@ class _Child:
         finally:
             self._slots[self._number] = NOTHING
         return wire
-
-    def _due(self) -> bool:
-        return (
-            time.monotonic() - self._oldest_s >= _SETTLE_WITHIN_S
-            or len(self._tasks) >= _SETTLE_RECORDS
-            or self._n_bytes >= _SETTLE_BYTES
-        )
-
-    def _settle(self, outlet: Outlet) -> None:
-        """Make the records safe, and only then let go of their events."""
-        if not self._tasks:
-            return
-        tasks, records = self._tasks, self._records
-        self._tasks, self._records, self._n_bytes = [], [], 0
-        outlet.settle(records)
-        for task in tasks:
-            task.done()

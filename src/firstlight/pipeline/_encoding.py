@@ -22,6 +22,7 @@ asks for it.
 from __future__ import annotations
 
 import dataclasses
+import math
 import pickle
 import sys
 from collections.abc import Callable
@@ -191,26 +192,35 @@ def _restored_array(content: memoryview) -> Any:
     dtype = np.lib.format.descr_to_dtype(_descr(descr))
     if dtype.hasobject:
         raise DataError(f"a result holds an array of dtype {dtype}, which cannot travel")
-    array = np.frombuffer(raw, dtype).reshape(shape).copy() if raw else np.empty(shape, dtype)
+    # Checked before any memory is taken: a few bytes may claim terabytes.
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(raw):
+        raise DataError(f"a result holds an array of shape {shape} and dtype {dtype} in {len(raw)} bytes")
+    array = np.frombuffer(raw, dtype).reshape(shape).copy() if len(raw) else np.empty(shape, dtype)
     return array if shape else array[()]
 
 
 def _descr(found: Any) -> Any:
-    """Lists back to the tuples that numpy wants: fields are tuples, and so are the shapes in them."""
+    """Lists back to the tuples that numpy wants: fields, titles with names, and shapes."""
     if not isinstance(found, list):
         return found
-    return [tuple(tuple(item) if item and isinstance(item, list) and isinstance(item[0], int) else _descr(item)
-                  for item in part) for part in found]  # fmt: skip
+    return [_field_descr(*field) for field in found]
+
+
+def _field_descr(name: Any, kind: Any, *shape: Any) -> tuple[Any, ...]:
+    whole = (tuple(name) if isinstance(name, list) else name, _descr(kind))
+    return (*whole, *map(tuple, shape))
 
 
 def _restored_record(content: memoryview) -> Any:
-    name, fields = _DECODER.decode(content)
+    name, fields = _RECORD_DECODER.decode(content)
     kind = _imported(name)
     if isinstance(kind, type) and (issubclass(kind, msgspec.Struct) or _is_named_tuple(kind)):
         return kind(**fields)
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         raise DataError(f"a result is a {name}, which is no dataclass, named tuple or struct", type=name)
     # Past __init__: its fields are exactly what they were, also those that __init__ does not take.
+    if fields.keys() != {field.name for field in dataclasses.fields(kind)}:
+        raise DataError(f"a result is a {name} with other fields than that has here: {', '.join(fields)}", type=name)
     record = object.__new__(kind)
     for field, value in fields.items():
         object.__setattr__(record, field, value)
@@ -223,7 +233,8 @@ def _imported(name: str) -> Any:
     if found is None and module == "__mp_main__":  # a worker process calls the script so
         found = sys.modules.get("__main__")
     for part in path.split("."):
-        found = getattr(found, part, None)
+        # Not getattr: that may run code, for example import what a package loads lazily.
+        found = getattr(found, "__dict__", {}).get(part)
     if found is None:
         raise DataError(f"a result is a {name}, which is not imported here; import it beside the reducer", type=name)
     return found
@@ -238,3 +249,4 @@ _READERS: dict[int, Callable[[memoryview], Any]] = {
     _PAIRS: lambda content: dict(_DECODER.decode(content)),
 }
 _DECODER: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ext_hook=_restored)
+_RECORD_DECODER = msgspec.msgpack.Decoder(tuple[str, dict[str, Any]], ext_hook=_restored)

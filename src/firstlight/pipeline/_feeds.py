@@ -4,7 +4,6 @@ out."""
 from __future__ import annotations
 
 import queue
-import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -55,8 +54,8 @@ class Feed(Protocol):
     over: bool
     aborted: str | None
 
-    def next(self, *, wait: bool) -> Task | None:
-        """The next task; None if there is none now, or for a moment if `wait`, or any more (`over`)."""
+    def next(self) -> Task | None:
+        """The next task; None if there is none for a moment, or any more (`over`)."""
 
 
 class GroupFeed:
@@ -82,10 +81,10 @@ class GroupFeed:
             redeliver_after=None, prefetch=job.prefetch, datasets=job.live.datasets, timeout=_SLICE_S,
         )  # fmt: skip
 
-    def next(self, *, wait: bool) -> Task | None:
+    def next(self) -> Task | None:
         """The next message of the group."""
         try:
-            message = self._consumer.receive(_SLICE_S if wait else 0.0)
+            message = self._consumer.receive(_SLICE_S)
         except (StreamTimeoutError, StreamNotFoundError):
             return None
         except StreamAbortedError as error:
@@ -133,12 +132,11 @@ class ShareFeed:
         self._told = told
         self._waiting: deque[Ready] = deque()
 
-    def next(self, *, wait: bool) -> Task | None:
+    def next(self) -> Task | None:
         """The next event that was handed out."""
-        deadline = time.monotonic() + (_SLICE_S if wait else 0.0)
         while not self._waiting:
             try:
-                said = self._told.get(timeout=max(deadline - time.monotonic(), 0.0))
+                said = self._told.get(timeout=_SLICE_S)
             except queue.Empty:
                 return None
             if isinstance(said, Stop):

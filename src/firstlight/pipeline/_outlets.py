@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from firstlight.client import Client, Producer
 from firstlight.errors import DuplicateIdError
 from firstlight.model import StreamId
 from firstlight.pipeline._records import WireRecord
-from firstlight.pipeline._talk import Reported, Settled
+from firstlight.pipeline._talk import FromWorker, Reported, Settled
 
 __all__ = ["Outlet", "PipeOutlet", "StreamOutlet"]
 
@@ -28,12 +27,12 @@ class Outlet(Protocol):
 class PipeOutlet:
     """Records go to the run itself: as safe as the run is."""
 
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe = pipe
+    def __init__(self, say: Callable[[FromWorker], None]) -> None:
+        self._say = say
 
     def settle(self, records: Sequence[WireRecord]) -> None:
         """Send them; they are in the pipe even if this process dies now."""
-        self._pipe.send(Reported(list(records)))
+        self._say(Reported(list(records)))
 
 
 class StreamOutlet:
@@ -42,8 +41,8 @@ class StreamOutlet:
     The service keeps one message of each id, so an event that was worked on twice has one record.
     """
 
-    def __init__(self, pipe: Connection, client: Client, results: StreamId) -> None:
-        self._pipe = pipe
+    def __init__(self, say: Callable[[FromWorker], None], client: Client, results: StreamId) -> None:
+        self._say = say
         self._client = client
         self._results = results
         self._producer = self._open()
@@ -60,11 +59,13 @@ class StreamOutlet:
 
     def settle(self, records: Sequence[WireRecord]) -> None:
         """Send them, and wait until they are stored."""
+        if not records:
+            return
         try:
             self._send(records)
         except DuplicateIdError:
             self._send_absent(records)
-        self._pipe.send(Settled([index for index, _, _ in records]))
+        self._say(Settled([index for index, _, _ in records]))
 
     def _send(self, records: Sequence[WireRecord]) -> None:
         for index, data, meta in records:

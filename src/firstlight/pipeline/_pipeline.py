@@ -192,7 +192,7 @@ class Pipeline:
         hints = get_type_hints(kind)
         fitting = {name: _fitted(name, value, hints[name]) for name, value in values.items()}
         try:
-            changed = kind(**fitting) if isinstance(worker, type) else dataclasses.replace(worker, **fitting)
+            changed: Any = kind(**fitting) if isinstance(worker, type) else dataclasses.replace(worker, **fitting)
         except TypeError as error:
             raise ConfigurationError(f"worker {self.worker_name} cannot be made: {error}") from error
         return dataclasses.replace(self, worker=changed)

@@ -62,7 +62,7 @@ class Processes:
     """
 
     n: int
-    prefetch: int = 16
+    prefetch: int = 8
     stop_within_s: float = 10.0
 
     def __post_init__(self) -> None:

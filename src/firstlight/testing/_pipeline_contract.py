@@ -174,6 +174,11 @@ def both(event: Event) -> list[int]:
     return [event["eiger"].id, event["pilatus"].id]
 
 
+def first_mean(event: Event) -> float:
+    """A worker on the results of `RowMeans`."""
+    return float(event["mean.results"].array[0])
+
+
 @dataclass(frozen=True)
 class Raises:
     """Raises at some events: always, or the first time in each process."""
@@ -243,6 +248,16 @@ class SetUp:
 
     def __call__(self, event: Event) -> int:
         return self.state["ready"]
+
+
+class DiesEarly:
+    """Kills its process before its first event."""
+
+    def setup(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def __call__(self, event: Event) -> None:
+        raise AssertionError("never reached")
 
 
 class NoSetUp:

@@ -1,0 +1,304 @@
+"""``firstlight run``: a pipeline from a module or a file, on a stream or on segment files."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from firstlight.cli._connect import stop_on_signals
+from firstlight.cli._options import Beamtime, Json, Url
+from firstlight.cli._output import columns, duration, note, number, print_json
+from firstlight.errors import ConfigurationError, PipelineError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from firstlight.pipeline import Executor, Pipeline, Run, Source, Stats, View
+
+__all__ = ["load_pipeline", "run"]
+
+#: Errors whose tracebacks are shown at the end of a run that skips them.
+_SHOWN_ERRORS = 3
+_NAMED_IDS = 10
+
+
+def run(
+    target: Annotated[
+        str, typer.Argument(metavar="MODULE:NAME", help="The pipeline: `saxs.py:saxs`, or `package.module:saxs`.")
+    ],
+    stream: Annotated[
+        str | None,
+        typer.Option("--stream", "-s", metavar="NAME", help="The stream of every input; it may begin later."),
+    ] = None,
+    segments: Annotated[
+        Path | None,
+        typer.Option("--segments", metavar="PATH", help="Read segment files in this folder, without a service."),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option("--workers", "-w", min=0, help="Worker processes; 0 runs in this process, for the debugger.")
+    ] = 0,
+    parameters: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Set a parameter of the worker; repeatable."),
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option("--group", "-g", help="Name the run; the same name continues it (needs --workers).")
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=0, metavar="SECONDS", help="Give up when nothing comes for so long.")
+    ] = None,
+    skip_errors: Annotated[
+        bool, typer.Option("--skip-errors", help="Park events whose worker raises, whatever the pipeline says.")
+    ] = False,
+    beamtime: Beamtime = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Run a pipeline to the end of its streams, and show what its reducer shows.
+
+    A live line on stderr tells events, rate, lag and errors. With --json a line {"state", "events", ...} every half
+    second, and at the end one with the views. Ctrl-C lets the events under way finish. Exit code 1 also when an event
+    was parked or its messages were lost.
+    """
+    import dataclasses
+
+    pipeline = load_pipeline(target).with_parameters(**_settings(parameters or []))
+    if skip_errors:
+        pipeline = dataclasses.replace(pipeline, on_error="skip")
+    source = _source(stream, segments, beamtime, url, group, timeout)
+    running = _follow(pipeline, source, _executor(workers), as_json)
+    _tell(running, as_json)
+    _fail(running)
+
+
+def load_pipeline(target: str) -> Pipeline:
+    """The pipeline that ``module:name`` or ``file.py:name`` means; a name that is a function makes it.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no such module or name, importing it raises, or it is no pipeline.
+    """
+    from firstlight.pipeline import Pipeline
+
+    place, colon, name = target.rpartition(":")
+    if not colon or not place or not name:
+        raise ConfigurationError(f"{target!r} does not name a pipeline: write FILE.py:NAME or MODULE:NAME")
+    module = _import_file(Path(place)) if place.endswith(".py") else _import(place, Path.cwd())
+    found: Any = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            known = [key for key, value in vars(module).items() if isinstance(value, Pipeline)]
+            raise ConfigurationError(f"{place} has no {name!r}; its pipelines: {', '.join(known) or 'none'}")
+        found = getattr(found, part)
+    if not isinstance(found, Pipeline) and callable(found) and not isinstance(found, type):
+        found = found()
+    if not isinstance(found, Pipeline):
+        raise ConfigurationError(f"{target} is a {type(found).__name__}, not a Pipeline")
+    return found
+
+
+def _import_file(path: Path) -> Any:
+    if not path.is_file():
+        raise ConfigurationError(f"there is no file {path}", path=str(path))
+    module = _import(path.stem, path.resolve().parent)
+    # Worker processes import it by its name, so that has to mean the same file.
+    if Path(getattr(module, "__file__", None) or "").resolve() != path.resolve():
+        raise ConfigurationError(f"{path} cannot be imported: there is another module {path.stem!r}; rename the file")
+    return module
+
+
+def _import(name: str, folder: Path) -> Any:
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # the user's module may raise anything
+        if not isinstance(error, ModuleNotFoundError) or error.name != name:
+            # Where in their file it went wrong is what its authors need.
+            note("".join(traceback.format_exception(error)).rstrip())
+        raise ConfigurationError(f"cannot import {name!r}: {type(error).__name__}: {error}", module=name) from error
+
+
+def _settings(given: list[str]) -> dict[str, str]:
+    found = {}
+    for setting in given:
+        name, equals, value = setting.partition("=")
+        if not equals or not name:
+            raise ConfigurationError(f"--set takes FIELD=VALUE, not {setting!r}")
+        found[name] = value
+    return found
+
+
+def _source(
+    stream: str | None, segments: Path | None, beamtime: str | None, url: str | None, group: str | None,
+    timeout: float | None,
+) -> Source:  # fmt: skip
+    from firstlight.client import DEFAULT_URL
+    from firstlight.model import DEFAULT_BEAMTIME
+    from firstlight.pipeline import Live, Segments
+
+    if segments is not None:
+        if group is not None:
+            raise ConfigurationError("--group continues a run on a service; with --segments there is none")
+        return Segments(segments, stream=stream, beamtime=beamtime)
+    if stream is None:
+        raise ConfigurationError("say which stream: --stream NAME, or --segments PATH for files")
+    return Live(url or DEFAULT_URL, beamtime=beamtime or DEFAULT_BEAMTIME, stream=stream, group=group, timeout=timeout)
+
+
+def _executor(workers: int) -> Executor:
+    from firstlight.pipeline import Inline, Processes
+
+    return Processes(workers) if workers else Inline()
+
+
+def _follow(pipeline: Pipeline, source: Source, executor: Executor, as_json: bool) -> Run:
+    """Run to the end, with a sign of life."""
+    from firstlight.pipeline import run as start
+
+    live = sys.stderr.isatty() and not as_json
+    with stop_on_signals() as stop:
+        running = start(pipeline, source, on=executor)
+        for stats in running:
+            if stop.is_set():
+                running.stop()
+            if as_json and running.state == "running":
+                print_json(_facts(running, stats))
+            elif live:
+                sys.stderr.write(f"\r\x1b[K{_line(pipeline.name, stats)}")
+                sys.stderr.flush()
+    if live:
+        sys.stderr.write("\n")
+    return running
+
+
+def _line(name: str, stats: Stats) -> str:
+    latency = stats.latency_s
+    parts = [f"{name}: {number(stats.events)} events", f"{number(stats.rate_hz)}/s", f"lag {number(stats.lag)}"]
+    if latency.count:
+        parts.append(f"latency {duration(latency.quantile(0.5))}, p99 {duration(latency.quantile(0.99))}")
+    for what, n in (
+        ("errors", stats.errors),
+        ("parked", len(stats.parked)),
+        ("lost", len(stats.lost)),
+        ("incomplete", len(stats.incomplete)),
+        ("workers died", stats.workers_died),
+    ):
+        if n:
+            parts.append(f"{number(n)} {what}")
+    return "  ".join(parts)
+
+
+def _facts(running: Run, stats: Stats) -> dict[str, Any]:
+    latency = stats.latency_s
+    return {
+        "state": running.state,
+        "events": stats.events,
+        "results": stats.results,
+        "empty": stats.empty,
+        "errors": stats.errors,
+        "retried": stats.retried,
+        "duplicates": stats.duplicates,
+        "workers_died": stats.workers_died,
+        "parked": list(stats.parked),
+        "lost": list(stats.lost),
+        "incomplete": list(stats.incomplete),
+        "missing": {name: list(ids) for name, ids in stats.missing.items()},
+        "lag": stats.lag,
+        "events_per_second": round(stats.rate_hz, 3),
+        "latency_p50_s": latency.quantile(0.5) if latency.count else None,
+        "latency_p99_s": latency.quantile(0.99) if latency.count else None,
+        "elapsed_s": round(stats.elapsed_s, 3),
+    }
+
+
+def _tell(running: Run, as_json: bool) -> None:
+    """What came out, on stdout; what went wrong on the way, on stderr."""
+    stats = running.stats
+    views = running.views() if running.state != "failed" else {}
+    if as_json:
+        print_json(_facts(running, stats) | {"views": {name: _view_facts(view) for name, view in views.items()}})
+    else:
+        print(f"{_line(running.pipeline.name, stats)}  ({running.state} after {duration(stats.elapsed_s)})")
+        if views:
+            print(columns([(name, _view_text(view)) for name, view in views.items()], indent="  "))
+    for name, ids in stats.missing.items():
+        if ids:
+            note(f"{name} did not have {_ids(ids)}")
+    for what, ids in (("parked", stats.parked), ("lost", stats.lost)):
+        if ids:
+            note(f"{what}: events {_ids(ids)}")
+    for shown in stats.last_errors[:_SHOWN_ERRORS]:
+        note(f"event {shown.index}: {shown.error.traceback.rstrip() or shown.error.text}")
+
+
+def _ids(ids: Any) -> str:
+    spans = [str(first) if first == last else f"{first} to {last}" for first, last in ids]
+    return ", ".join(spans[:_NAMED_IDS]) + (f", ... ({len(ids)} in all)" if len(spans) > _NAMED_IDS else "")
+
+
+def _view_facts(view: View) -> dict[str, Any]:
+    """A view for programs; of pictures only the shape, their numbers belong into a stream or a file."""
+    from firstlight.pipeline import Image, Line, Scalar, Table, Text
+
+    facts: dict[str, Any] = {"kind": type(view).__name__, "unit": view.unit, "temporality": view.temporality}
+    match view:
+        case Scalar():
+            facts["value"] = view.value if view.value == view.value else None  # JSON has no NaN
+        case Text():
+            facts["text"] = view.text
+        case Line():
+            facts["values"] = [value if value == value else None for value in view.values.tolist()]
+        case Table():
+            facts["columns"] = _columns(view.columns)
+        case Image():
+            facts["shape"] = list(view.values.shape)
+    return facts
+
+
+def _columns(found: Mapping[str, Any]) -> dict[str, list[Any]]:
+    return {name: [value if value == value else None for value in column.tolist()] for name, column in found.items()}
+
+
+def _view_text(view: View) -> str:
+    from firstlight.pipeline import Image, Line, Scalar, Table, Text
+
+    unit = f" {view.unit}" if view.unit else ""
+    match view:
+        case Scalar():
+            return f"{view.value:g}{unit}"
+        case Text():
+            return view.text
+        case Line():
+            return f"line of {len(view.values)} points{unit}, {_span(view.values)}"
+        case Table():
+            return f"table of {', '.join(view.columns)}"
+        case Image():
+            return f"image {' x '.join(map(str, view.values.shape))}{unit}, {_span(view.values)}"
+    return type(view).__name__
+
+
+def _span(values: Any) -> str:
+    import numpy as np
+
+    seen = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    return f"{seen.min():g} to {seen.max():g}" if seen.size else "empty"
+
+
+def _fail(running: Run) -> None:
+    """Leave with the exit code that the end of the run deserves."""
+    error = running.error
+    if error is not None:
+        if isinstance(error, PipelineError) and error.values.get("traceback_text"):
+            note(error.values["traceback_text"].rstrip())
+        raise error
+    if running.state == "stopped":
+        raise typer.Exit(130)
+    if running.stats.parked or running.stats.lost:
+        raise typer.Exit(1)
