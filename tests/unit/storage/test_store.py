@@ -22,7 +22,7 @@ from firstlight.storage._order import GONE
 from firstlight.storage._pool import MIN_MEMORY, Role
 from firstlight.storage._ring import Slot
 from firstlight.storage._segment import segment_path
-from firstlight.storage._store import StorageSettings, Store, indexed, indexed
+from firstlight.storage._store import StorageSettings, Store, indexed
 from unit.storage.batches import MOTOR, OTHER, PAGE, SCAN, batch_bytes, blob_of, entry_for, stored_ids
 from unit.storage.mounts import mounted
 
