@@ -8,6 +8,7 @@ import asyncio
 import logging
 import socket
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -224,6 +225,8 @@ class AsyncClient:
 
     def _begin(self, sock: socket.socket) -> None:
         self._sock = sock
+        # For an event loop that is gone and a client that nobody closed. Not __del__: the socket's own may come first.
+        self._finalizer = weakref.finalize(self, sock.close)
         self._begun = True
         self._loop.add_reader(sock, self._readable)
         self._session.resume()
@@ -238,6 +241,7 @@ class AsyncClient:
             self._loop.remove_reader(sock)
             self._stop_writing(sock)
         self._writing = False
+        self._finalizer.detach()
         sock.close()
         close_descriptors(self._session.fds)
 
@@ -485,9 +489,7 @@ class AsyncClient:
     ) -> Message:
         """As `Client.get`."""
         info = await self.info(source, beamtime=beamtime, stream=stream)
-        core = _opening.by_ids(
-            self._session, StreamId(beamtime, source, stream), [id], datasets=False, min_parts=0
-        )
+        core = _opening.by_ids(self._session, StreamId(beamtime, source, stream), [id], datasets=False, min_parts=0)
         async with self._open_consumer(core, timeout) as found:
             async for message in found:
                 wanted: Message = message
@@ -645,10 +647,6 @@ class AsyncClient:
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
 
-    def __del__(self) -> None:
-        if self._sock is not None:  # its event loop is gone, and nobody closed it
-            self._sock.close()
-
 
 class AsyncProducer(ProducerEnd):
     """As `Producer`. Made by `AsyncClient.produce`, opened by ``async with`` or ``await``.
@@ -675,9 +673,7 @@ class AsyncProducer(ProducerEnd):
         try:
             if self._header is not None:
                 stream = self.stream
-                await client.set_meta(
-                    stream.source, self._header, beamtime=stream.beamtime, stream=stream.stream
-                )
+                await client.set_meta(stream.source, self._header, beamtime=stream.beamtime, stream=stream.stream)
             client._session.add(core)
             client._flush()
             if not await client._wait(lambda: core.opened or self._bad, self._timeout):

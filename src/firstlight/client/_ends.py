@@ -130,21 +130,26 @@ class ProducerEnd:
 
     def _no_room(self) -> StreamTimeoutError:
         return StreamTimeoutError(
-            f"no room for a message of {self.stream} within {self._timeout:.0f} s: the service is away, its memory is full of messages "
-            "that are not on disk or not read yet, or the disk is full; `firstlight status` tells",
+            f"no room for a message of {self.stream} within {self._timeout:.0f} s: the service is away, its memory is "
+            "full of messages that are not on disk or not read yet, or the disk is full; `firstlight status` tells",
             stream=str(self.stream),
         )
 
     def _not_opened(self) -> StreamTimeoutError:
-        return StreamTimeoutError(f"the service did not open {self.stream} within {self._timeout:.0f} s", stream=str(self.stream))
+        return StreamTimeoutError(
+            f"the service did not open {self.stream} within {self._timeout:.0f} s", stream=str(self.stream)
+        )
 
     def _not_stored(self) -> StreamTimeoutError:
         left = self._core.n_unstored
-        return StreamTimeoutError(f"{left} messages of {self.stream} are not stored yet", stream=str(self.stream), n_messages=left)
+        return StreamTimeoutError(
+            f"{left} messages of {self.stream} are not stored yet", stream=str(self.stream), n_messages=left
+        )
 
     def _not_ended(self) -> StreamTimeoutError:
         return StreamTimeoutError(
-            f"the service did not confirm the end of {self.stream} within {self._timeout:.0f} s", stream=str(self.stream)
+            f"the service did not confirm the end of {self.stream} within {self._timeout:.0f} s",
+            stream=str(self.stream),
         )
 
 
@@ -212,7 +217,8 @@ class ConsumerEnd:
 
     def _not_settled(self, timeout: float) -> StreamTimeoutError:
         return StreamTimeoutError(
-            f"the service did not confirm acknowledgements for {self.stream} within {timeout:.0f} s", stream=str(self.stream)
+            f"the service did not confirm acknowledgements for {self.stream} within {timeout:.0f} s",
+            stream=str(self.stream),
         )
 
 

@@ -101,9 +101,7 @@ def groups(source: str, *, beamtime: str, stream: str) -> Inquiry[list[GroupInfo
     return Inquiry(ListGroups(beamtime, source, stream), list[GroupInfo])
 
 
-def unacknowledged(
-    source: str, group: str, *, beamtime: str, stream: str, first: int, last: int
-) -> Inquiry[list[int]]:
+def unacknowledged(source: str, group: str, *, beamtime: str, stream: str, first: int, last: int) -> Inquiry[list[int]]:
     return Inquiry(Unacknowledged(beamtime, source, stream, group, first, last), list[tuple[int, int]], _one_by_one)
 
 

@@ -1,4 +1,4 @@
-"""The consumer's side of a channel: credit, datasets, acknowledgements, losses, and what is asked for again after a lost connection."""
+"""The consumer's side of a channel: credit, datasets, acknowledgements, losses, and reconnections."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from firstlight.wire import (
     Settle,
     Settled,
 )
-
 from unit.client.fakes import CHANNEL, Consuming
 
 
@@ -32,7 +31,7 @@ def missing(c: Consuming, first: int, last: int) -> None:
     c.core.handle(Missing(CHANNEL, first, last, "gone"), None)
 
 
-# -- deliveries ---------------------------------------------------------------------------------------------------------
+# -- deliveries --------------------------------------------------------------------------------------------------------
 
 
 def test_messages_come_out_as_they_went_in() -> None:
@@ -88,7 +87,7 @@ def test_the_newest_only_counts_what_it_skips() -> None:
     assert c.core.skipped == 3
 
 
-# -- credit -------------------------------------------------------------------------------------------------------------
+# -- credit ------------------------------------------------------------------------------------------------------------
 
 
 def credits(c: Consuming) -> list[int]:
@@ -150,7 +149,7 @@ def test_a_dataset_with_a_lost_part_gives_its_credit_back_once() -> None:
     assert c.core.lost == 1
 
 
-# -- datasets -----------------------------------------------------------------------------------------------------------
+# -- datasets ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_dataset_waits_for_all_parts_that_come() -> None:
@@ -187,7 +186,7 @@ def test_single_messages_as_datasets() -> None:
     assert [(type(d), d.id, d.complete) for d in found if d is not None] == [(Dataset, 1, True), (Dataset, 2, True)]  # type: ignore[union-attr]
 
 
-# -- acknowledgements ---------------------------------------------------------------------------------------------------
+# -- acknowledgements --------------------------------------------------------------------------------------------------
 
 
 def settled(c: Consuming) -> list[tuple[tuple[int, int], ...]]:
@@ -272,7 +271,7 @@ def test_what_is_settled_too_late_is_told() -> None:
         message.nack()
 
 
-# -- losses and ends ----------------------------------------------------------------------------------------------------
+# -- losses and ends ---------------------------------------------------------------------------------------------------
 
 
 def test_losses_are_counted_or_raised_behind_what_came_before() -> None:
@@ -285,7 +284,7 @@ def test_losses_are_counted_or_raised_behind_what_came_before() -> None:
     missing(c, 2, 2)
     assert c.take(1) == [1]
     assert c.core.news
-    with pytest.raises(MessageEvictedError, match="message 2 of .* gone") as caught:
+    with pytest.raises(MessageEvictedError, match=r"message 2 of .* gone") as caught:
         c.core.take()
     assert (caught.value.first_id, caught.value.last_id) == (2, 2)  # type: ignore[attr-defined]
     assert c.core.take() is None, "it is raised once"
@@ -305,7 +304,7 @@ def test_an_aborted_stream_is_an_error_behind_the_last_message() -> None:
     c.deliver(1)
     end(c, 1, aborted="beam lost")
     assert c.take(1) == [1]
-    with pytest.raises(StreamAbortedError, match="gave .* up: beam lost; its 1 messages"):
+    with pytest.raises(StreamAbortedError, match=r"gave .* up: beam lost; its 1 messages"):
         c.core.take()
 
 
@@ -321,7 +320,7 @@ def test_a_failed_channel_says_why_behind_the_last_message() -> None:
     assert c.outlet.take() == [], "the service has closed it already"
 
 
-# -- lost connections ---------------------------------------------------------------------------------------------------
+# -- lost connections --------------------------------------------------------------------------------------------------
 
 
 def test_a_member_of_a_group_holds_what_it_has_not_acknowledged() -> None:

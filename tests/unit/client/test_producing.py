@@ -1,4 +1,4 @@
-"""The producer's side of a channel: batching, room, receipts, refusals, and what is said again after a lost connection."""
+"""The producer's side of a channel: batching, room, receipts, refusals, and reconnections."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from firstlight.client._producing import BATCH_BYTES, BATCH_MESSAGES
 from firstlight.errors import DataError, DuplicateIdError, StreamError, StreamFullError
 from firstlight.model import ALIGNMENT, Batch
 from firstlight.wire import ChannelFailed, EndOfStream, EndStream, ErrorInfo, OpenProducer, Publish, Want
-
 from unit.client.fakes import CHANNEL, REGION, Producing
 
 ROOM = 1 << 20
@@ -19,7 +18,7 @@ def ids(content: Batch) -> list[int]:
     return [row.id for row in content.rows()]
 
 
-# -- batching -----------------------------------------------------------------------------------------------------------
+# -- batching ----------------------------------------------------------------------------------------------------------
 
 
 def test_small_messages_wait_for_each_other_as_long_as_they_may() -> None:
@@ -102,7 +101,7 @@ def test_metadata_that_is_too_long_spoils_no_other_message() -> None:
     assert p.core.n_unstored == 2
 
 
-# -- room ---------------------------------------------------------------------------------------------------------------
+# -- room --------------------------------------------------------------------------------------------------------------
 
 
 def test_room_is_asked_for_once_and_used_in_order() -> None:
@@ -177,7 +176,7 @@ def test_memory_that_will_not_change_is_sent_from_where_it_is() -> None:
     assert bytes(content.blob(content.row(0)))[:1] == b"!"
 
 
-# -- receipts -----------------------------------------------------------------------------------------------------------
+# -- receipts ----------------------------------------------------------------------------------------------------------
 
 
 def test_receipts_are_cumulative() -> None:
@@ -240,7 +239,7 @@ def test_a_failed_channel_says_why() -> None:
     assert isinstance(p.core.failed, StreamError)
 
 
-# -- lost connections ---------------------------------------------------------------------------------------------------
+# -- lost connections --------------------------------------------------------------------------------------------------
 
 
 def test_nothing_is_sent_before_the_channel_is_open() -> None:
@@ -293,7 +292,7 @@ def test_what_was_written_into_shared_memory_can_be_sent_again_through_the_socke
     assert bytes(content.blob(content.row(0))) == b"1" * LARGE
 
 
-# -- loans --------------------------------------------------------------------------------------------------------------
+# -- loans -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_loan_is_sent_from_where_it_lies() -> None:
@@ -355,7 +354,7 @@ def test_a_loan_where_nothing_is_shared_has_no_memory() -> None:
     assert loan is not None and not loan.shared
 
 
-# -- the end ------------------------------------------------------------------------------------------------------------
+# -- the end -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_end_is_said_behind_everything_and_again_after_a_lost_connection() -> None:

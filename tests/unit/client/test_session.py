@@ -33,7 +33,6 @@ from firstlight.wire import (
     Welcome,
     decode_from_client,
 )
-
 from unit.client.fakes import STREAM, batch
 
 WELCOME = Welcome((1, 0), "test", "service-1", "boot", "", 1 << 20)
