@@ -73,7 +73,7 @@ def test_many_small_messages_travel_in_batches(client: Client, service: ThreadSe
             out.send(b"%d" % n, meta={"n": n})
     messages = list(client.consume("det", stream="s", group="g"))
     assert [int(bytes(m.data)) for m in messages] == list(range(5000)) == [m.meta["n"] for m in messages]
-    assert service.broker.batches_in.value < 200
+    assert service.broker.measures.batches_in.value < 200
     assert client.groups("det", stream="s")[0].acknowledged == 5000
 
 

@@ -114,7 +114,7 @@ class ProducerChannel:
             own = self._own_region() if n_bytes > _IN_PLACE_BYTES else None
             if self._making_region:
                 return
-            found = self._broker.reserve(n_bytes, times, own)
+            found = self._broker.room.reserve(n_bytes, times, own)
             if found is None:
                 self._wait_for_room()
                 return
@@ -136,7 +136,7 @@ class ProducerChannel:
             )
             self._refuse_room(StreamFullError(text, stream=str(self.stream.id)))
         else:
-            self._broker.when_room(self._serve_wants)
+            self._broker.room.when_freed(self, self._serve_wants)
 
     def _own_region(self) -> MemoryRegion | None:
         """The region that this client writes in place, if it is local; begins to make it at the first call."""
@@ -224,7 +224,7 @@ class ProducerChannel:
         for room in self._rooms:
             room.region.ring.cancel(room.slot)
         self._rooms.clear()
-        self._broker.room_freed()
+        self._broker.room.freed()
 
 
 class ConsumerChannel:
@@ -305,7 +305,7 @@ class ConsumerChannel:
         connection = self._connection
         shared: list[Item] = []
         for delivery in deliveries:
-            region = self._broker.region_of(delivery.slot)
+            region = self._broker.room.region_of(delivery.slot)
             if connection.may_lease(region):
                 connection.introduce(region, writable=False)
                 shared.append(_item(delivery, region.no, connection.lease(region, delivery.slot)))
@@ -325,10 +325,12 @@ class ConsumerChannel:
         payload = [memory[: batch.length]] if whole else batch.select(piece.row, piece.n)
         slot.pin()
         item = _item(delivery, 0, 0) if whole else _item(delivery._replace(piece=piece._replace(row=0)), 0, 0)
-        self._connection.send(Deliver(self._number, (item,)), list(payload), on_sent=lambda: self._broker.unpin(slot))
+        self._connection.send(
+            Deliver(self._number, (item,)), list(payload), on_sent=lambda: self._broker.room.unpin(slot)
+        )
 
     def missing(self, first: int, last: int, reason: str) -> None:
-        self._broker.lost_unread.add(last - first + 1)
+        self._broker.measures.lost_unread.add(last - first + 1)
         self._connection.send(Missing(self._number, first, last, reason))
 
     def ended(self, last_id: int, end: StreamEnded | None) -> None:

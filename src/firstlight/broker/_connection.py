@@ -18,7 +18,7 @@ from firstlight.broker._broker import Broker
 from firstlight.broker._channels import ConsumerChannel, ProducerChannel
 from firstlight.errors import FirstlightError, RemoteProtocolError, ServiceRefusedError
 from firstlight.model import Buffer
-from firstlight.storage import MemoryRegion, Slot
+from firstlight.storage import MemoryRegion, Role, Slot
 from firstlight.wire import (
     PROTOCOL_VERSION,
     Answer,
@@ -156,7 +156,7 @@ class Connection:
         except Exception:
             # A mistake of ours must not take the other clients down with this one.
             logger.exception("handling a message of %s failed; this is a bug in the service", self)
-            self.broker.internal_errors.add()
+            self.broker.measures.internal_errors.add()
             self.close("an internal error")
 
     def _place(self, message: FromClient, size: int) -> memoryview | None:
@@ -281,7 +281,7 @@ class Connection:
                 )
             then()
 
-        self._loop.run_in_executor(None, pool.make_producer_region).add_done_callback(made)
+        self._loop.run_in_executor(None, pool.make_region, Role.PRODUCER).add_done_callback(made)
 
     def forget_region(self, region: MemoryRegion) -> None:
         """The region does not exist any more."""
@@ -313,7 +313,7 @@ class Connection:
                 region, slot = lease
                 region.leased -= slot.length
                 self.leased_bytes -= slot.length
-                self.broker.unpin(slot)
+                self.broker.room.unpin(slot)
 
     # -- out --------------------------------------------------------------------------------------------------------
 

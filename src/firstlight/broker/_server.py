@@ -182,7 +182,7 @@ class Server:
             if since is not None and now - since > self.settings.stall_timeout_s:
                 self.n_cut_off.add()
                 connection.close(f"took nothing for {now - since:.0f} s although messages wait for it")
-        for region, since in list(self.broker.short_since.items()):
+        for region, since in list(self.broker.room.short_since.items()):
             if now - since > self.settings.stall_timeout_s and region.leased * 4 > region.size:
                 self._cut_off_holder(region)
 
@@ -193,7 +193,7 @@ class Server:
         if holder is None or not held:
             return
         self.n_cut_off.add()
-        self.broker.short_since.pop(region, None)
+        self.broker.room.short_since.pop(region, None)
         holder.refuse(
             ServiceRefusedError(
                 f"this client looks at {held >> 20} MiB of shared memory for more than {self.settings.stall_timeout_s:.0f} s while "
@@ -215,7 +215,7 @@ class Server:
 
     def closed(self, connection: Connection) -> None:
         self.connections.discard(connection)
-        self.broker.room_freed()
+        self.broker.room.freed()
 
     def region_gone(self, region: MemoryRegion) -> None:
         for connection in self.connections:

@@ -201,12 +201,12 @@ class _Rates:
         store = broker.store
         rate = registry.rate
         self._pairs: list[tuple[Callable[[], float], Rate]] = [
-            (lambda: broker.messages_in.value, rate("incoming_messages", help="messages taken in")),
-            (lambda: broker.bytes_in.value, rate("incoming", unit="bytes", help="bytes taken in")),
-            (lambda: broker.messages_out.value, rate("outgoing_messages", help="messages handed to consumers")),
+            (lambda: broker.measures.messages_in.value, rate("incoming_messages", help="messages taken in")),
+            (lambda: broker.measures.bytes_in.value, rate("incoming", unit="bytes", help="bytes taken in")),
+            (lambda: broker.measures.messages_out.value, rate("outgoing_messages", help="messages handed to consumers")),
             (lambda: store.bytes_persisted, rate("persisting", unit="bytes", help="bytes written to segments")),
             (
-                lambda: broker.read_back_bytes.value,
+                lambda: broker.measures.read_back_bytes.value,
                 rate("reading_back", unit="bytes", help="bytes read from disk again"),
             ),
         ]

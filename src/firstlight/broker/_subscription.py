@@ -71,7 +71,7 @@ class Subscription:
     selection: Selection
     receiver: Receiver
     finite: bool
-    read_back: Callable[[Stream, int, Subscription], bool]
+    read_back: Callable[[Stream, int, Subscription], None]
     queue: deque[_Unit] = field(default_factory=deque)
     over: bool = False
     #: Read back for a unit of which something is still missing.
@@ -111,7 +111,8 @@ class Subscription:
             if slot is not None:
                 slot.pin()
                 self._held.append(slot)
-            elif self.stream.order.has_bytes(piece.batch) and self.read_back(self.stream, piece.batch, self):
+            elif self.stream.order.has_bytes(piece.batch):
+                self.read_back(self.stream, piece.batch, self)
                 here = False
         return here
 

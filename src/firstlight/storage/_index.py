@@ -23,8 +23,10 @@ from typing import Protocol
 from firstlight.errors import DataError
 from firstlight.model import Query
 
-__all__ = ["Index", "IndexedBatch", "IndexedMessage"]
+__all__ = ["Index", "IndexedBatch", "IndexedMessage", "merged"]
 
+#: Merged batches hold about so much metadata at most.
+_MERGED_BYTES = 1 << 20
 #: Ids, sizes and positions are signed 64-bit integers in databases.
 _MAX_INTEGER = 2**63 - 1
 
@@ -81,6 +83,52 @@ class IndexedBatch:
                 first_id=low,
                 last_id=high,
             )
+
+
+def merged(batches: Sequence[IndexedBatch]) -> list[IndexedBatch]:
+    """The same with fewer batches: those of one stream that followed each other become one.
+
+    A statement costs a database much more than a message, and batches of a slow source hold few messages.
+    """
+    found: list[IndexedBatch] = []
+    run: list[IndexedBatch] = []
+    size = 0
+    for batch in sorted(batches, key=lambda batch: (batch.stream_no, batch.first_arrival)):
+        size += len(batch.metas_json)
+        if run and not (_follows(run[-1], batch) and size < _MERGED_BYTES):
+            found.append(_join(run))
+            run, size = [], len(batch.metas_json)
+        run.append(batch)
+    return [*found, _join(run)] if run else found
+
+
+def _follows(before: IndexedBatch, batch: IndexedBatch) -> bool:
+    return (
+        (before.stream_no, before.part, before.parts) == (batch.stream_no, batch.part, batch.parts)
+        and before.first_arrival + len(before.ids) == batch.first_arrival
+        and all(isinstance(column, list) for b in (before, batch) for column in (b.timestamps_ns, b.sizes))
+        and before.names is None
+        and batch.names is None
+    )
+
+
+def _join(run: Sequence[IndexedBatch]) -> IndexedBatch:
+    first = run[0]
+    if len(run) == 1:
+        return first
+    ids: range | list[int] = [n for batch in run for n in batch.ids]
+    if isinstance(first.ids, range) and ids == list(range(first.ids[0], first.ids[0] + len(ids))):
+        ids = range(first.ids[0], first.ids[0] + len(ids))
+    return IndexedBatch(
+        first.stream_no,
+        ids,
+        first.first_arrival,
+        b",".join(batch.metas_json for batch in run),
+        [n for batch in run for n in batch.timestamps_ns],
+        [n for batch in run for n in batch.sizes],
+        first.part,
+        first.parts,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from firstlight.errors import DataError, StorageError
-from firstlight.storage._index import Index, IndexedBatch
+from firstlight.storage._index import Index, IndexedBatch, merged
 
 __all__ = ["Indexer"]
 
@@ -101,7 +101,7 @@ class Indexer:
                 deadline = None
                 continue
             if isinstance(item, list):
-                for batch in item:
+                for batch in merged(item):
                     self._add(batch)
                 now = time.monotonic()
                 deadline = deadline or now + _COMMIT_EVERY_S

@@ -103,40 +103,45 @@ class MemoryPool:
         self._next_no = 1
         #: Producer regions that exist or are being made.
         self._n_producer = 0
-        self.shared_region(Role.SMALL)
+        self._by_ring: dict[Ring, MemoryRegion] = {}
+        self.adopt(self.make_region(Role.SMALL))
 
     @property
     def max_batch(self) -> int:
         """The largest batch that can be taken in, in bytes."""
         return self._sizes[Role.LARGE] // 2
 
-    def shared_region(self, role: Role) -> MemoryRegion:
-        """The region of this role, made at the first call (which takes a moment: all its pages are touched)."""
-        region = self._by_role.get(role)
-        if region is None:
-            region = self._by_role[role] = self.adopt(MemoryRegion(0, role, self._sizes[role], self._on_evict))
-        return region
+    def existing(self, role: Role) -> MemoryRegion | None:
+        """The shared region of this role, if it was made."""
+        return self._by_role.get(role)
+
+    def region_of(self, slot: Slot) -> MemoryRegion:
+        """The region in which a slot lies."""
+        return self._by_ring[slot.ring]
 
     def role_for(self, n_bytes: int) -> Role:
         """Which shared region takes a batch of this size."""
         return Role.SMALL if n_bytes <= SMALL_BATCH else Role.LARGE
 
     def may_make_producer_region(self) -> bool:
-        """Take a place for one more; `make_producer_region` must follow."""
+        """Take a place for one more; `make_region` must follow."""
         size = self._sizes[Role.PRODUCER]
         if self._shared + (self._n_producer + 1) * size > self.budget:
             return False
         self._n_producer += 1
         return True
 
-    def make_producer_region(self) -> MemoryRegion:
-        """A region for one producer: takes a moment, may run in any thread; `adopt` it then."""
-        return MemoryRegion(0, Role.PRODUCER, self._sizes[Role.PRODUCER], self._on_evict)
+    def make_region(self, role: Role) -> MemoryRegion:
+        """Memory for a role: takes a moment, because all its pages are touched; may run in any thread. `adopt` it then."""
+        return MemoryRegion(0, role, self._sizes[role], self._on_evict)
 
     def adopt(self, region: MemoryRegion) -> MemoryRegion:
         """Take a new region in; it gets its number."""
         region.no, self._next_no = self._next_no, self._next_no + 1
         self.regions[region.no] = region
+        self._by_ring[region.ring] = region
+        if region.role is not Role.PRODUCER:
+            self._by_role[region.role] = region
         return region
 
     def region_not_made(self) -> None:
@@ -156,7 +161,7 @@ class MemoryPool:
         for region in gone:
             region.ring.clear()
             self._idle.remove(region)
-            del self.regions[region.no]
+            del self.regions[region.no], self._by_ring[region.ring]
             region.memory.close()
             self._n_producer -= 1
         return gone

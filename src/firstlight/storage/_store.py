@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from firstlight.errors import CorruptError, StorageError
-from firstlight.model import ALIGNMENT, Batch, StreamId
+from firstlight.model import ALIGNMENT, Batch, Row, Run, StreamId
 from firstlight.monitoring import Health
 from firstlight.storage._files import storage_error
 from firstlight.storage._index import Index, IndexedBatch
@@ -36,8 +36,9 @@ __all__ = ["Segment", "StorageSettings", "Store"]
 logger = logging.getLogger(__name__)
 
 _INDEX_NAME = "index.sqlite"
-#: Entries that nobody waits for may be written so much later.
-_PATIENCE_S = 0.005
+#: Entries that nobody waits for may be written so much later, and messages be indexed: queries do not wait for that.
+_WRITE_WITHIN_S = 0.005
+_INDEX_WITHIN_S = 0.03
 
 T = TypeVar("T")
 
@@ -125,8 +126,8 @@ class Store:
             self._writer = self._start_writer()
             undo.pop_all()
         self.reader = Reader()
-        self._to_write: Stage[WriteItem] = Stage(self._writer.submit_all, defer, patience_s=_PATIENCE_S)
-        self._to_index: Stage[IndexedBatch] = Stage(self.indexer.add_all, defer, patience_s=_PATIENCE_S)
+        self._to_write: Stage[WriteItem] = Stage(self._writer.submit_all, defer, patience_s=_WRITE_WITHIN_S)
+        self._to_index: Stage[IndexedBatch] = Stage(self.indexer.add_all, defer, patience_s=_INDEX_WITHIN_S)
         #: Bytes of batches that wait to be persisted.
         self.backlog_bytes = 0
         self.bytes_persisted = 0
@@ -316,21 +317,29 @@ class Store:
         os.close(self._lock)
 
 
-def indexed(stream_no: int, batch: Batch, first_arrival: int) -> IndexedBatch:
-    """What the index needs of a batch; the metadata is copied, the ring may recycle its bytes."""
+def indexed(
+    stream_no: int, batch: Batch, first_arrival: int, *, first: Row | None = None, runs: list[Run] | None = None
+) -> IndexedBatch:
+    """What the index needs of a batch; the metadata is copied, the ring may recycle its bytes.
+
+    Parameters
+    ----------
+    first, runs
+        The first row and the runs of ids, where they are known already.
+    """
+    first = first or batch.row(0)
+    runs = runs or batch.runs()
+    parts = max(first.parts, 1)
+    metas = bytes(batch.metas)
     if batch.n_messages == 1:
-        row = batch.row(0)
-        return IndexedBatch(
-            stream_no, range(row.id, row.id + 1), first_arrival, bytes(batch.metas),
-            (row.timestamp_ns,), (row.blob_size,), row.part, max(row.parts, 1),
-        )  # fmt: skip
+        ids = range(first.id, first.id + 1)
+        times, sizes = [first.timestamp_ns], [first.blob_size]
+        return IndexedBatch(stream_no, ids, first_arrival, metas, times, sizes, first.part, parts)
     table = batch.table()
-    runs = batch.runs()
-    ids = range(runs[0].first_id, runs[0].last_id + 1) if len(runs) == 1 else table["id"].tolist()
+    numbers = range(runs[0].first_id, runs[0].last_id + 1) if len(runs) == 1 else table["id"].tolist()
     return IndexedBatch(
-        stream_no, ids, first_arrival, bytes(batch.metas),
-        table["timestamp_ns"].tolist(), table["blob_size"].tolist(),
-        int(table["part"][0]), max(int(table["parts"][0]), 1),
+        stream_no, numbers, first_arrival, metas, table["timestamp_ns"].tolist(), table["blob_size"].tolist(),
+        first.part, parts,
     )  # fmt: skip
 
 

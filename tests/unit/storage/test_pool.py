@@ -40,10 +40,15 @@ def _put(region: MemoryRegion, n_bytes: int, owner: object) -> Slot:
     return slot
 
 
+def shared(pool: MemoryPool, role: Role) -> MemoryRegion:
+    """The shared region of a role, made if there is none."""
+    return pool.existing(role) or pool.adopt(pool.make_region(role))
+
+
 def _make_producer_regions(pool: MemoryPool) -> list[MemoryRegion]:
     regions = []
     while pool.may_make_producer_region():
-        regions.append(pool.adopt(pool.make_producer_region()))
+        regions.append(pool.adopt(pool.make_region(Role.PRODUCER)))
     return regions
 
 
@@ -59,7 +64,7 @@ def test_too_little_memory_is_refused(make: MakePool, budget: int) -> None:
 def test_everything_together_stays_within_the_budget(make: MakePool, budget: int) -> None:
     pool = make(budget)
     for role in (Role.SMALL, Role.LARGE, Role.READ_BACK):
-        assert pool.shared_region(role) is pool.shared_region(role)
+        assert shared(pool, role) is shared(pool, role)
     producers = _make_producer_regions(pool)
     assert len(producers) == 2
     assert sum(region.size for region in pool.regions.values()) <= budget
@@ -71,7 +76,7 @@ def test_batches_go_to_the_ring_of_their_size(make: MakePool) -> None:
     pool = make(MIN_MEMORY)
     assert pool.role_for(1) is pool.role_for(SMALL_BATCH) is Role.SMALL
     assert pool.role_for(SMALL_BATCH + 1) is Role.LARGE
-    large = pool.shared_region(Role.LARGE)
+    large = shared(pool, Role.LARGE)
     assert pool.max_batch == large.size // 2
     _put(large, pool.max_batch, "a")
     _put(large, pool.max_batch, "b")
@@ -79,9 +84,9 @@ def test_batches_go_to_the_ring_of_their_size(make: MakePool) -> None:
 
 def test_rings_do_not_push_each_other_out(make: MakePool, evicted: list[object]) -> None:
     pool = make(MIN_MEMORY)
-    _put(pool.shared_region(Role.SMALL), 100, "motor position")
+    _put(shared(pool, Role.SMALL), 100, "motor position")
     for n in range(100):
-        _put(pool.shared_region(Role.LARGE), pool.max_batch // 2, n)
+        _put(shared(pool, Role.LARGE), pool.max_batch // 2, n)
     assert evicted == list(range(len(evicted))) and len(evicted) == 96
 
 
@@ -95,7 +100,7 @@ def test_only_the_region_of_a_producer_can_be_written_by_others(make: MakePool) 
     assert len(producer.view(slot)) == slot.length == 4096
     for role in (Role.SMALL, Role.LARGE, Role.READ_BACK):
         with pytest.raises(PermissionError):
-            mmap.mmap(pool.shared_region(role).memory.fd, 4096)
+            mmap.mmap(shared(pool, role).memory.fd, 4096)
 
 
 def test_memory_of_departed_producers_is_used_again(make: MakePool, evicted: list[object]) -> None:
@@ -113,7 +118,7 @@ def test_memory_of_departed_producers_is_used_again(make: MakePool, evicted: lis
     assert evicted == ["still read", "not read"]
     assert first.no not in pool.regions and second.no in pool.regions
     assert pool.may_make_producer_region()
-    third = pool.adopt(pool.make_producer_region())
+    third = pool.adopt(pool.make_region(Role.PRODUCER))
     assert third.no not in (first.no, second.no), "clients know regions by number"
     assert pool.reclaim() == []
 

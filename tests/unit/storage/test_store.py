@@ -57,7 +57,7 @@ class Broker:
         self._n_batches.setdefault(no, 0)
 
     def slot_with(self, data: bytes, role: Role = Role.SMALL) -> tuple[Slot, memoryview]:
-        region = self.store.pool.shared_region(role)
+        region = self.store.pool.existing(role) or self.store.pool.adopt(self.store.pool.make_region(role))
         reserved = region.ring.reserve(len(data))
         assert reserved is not None
         slot = region.ring.commit(reserved, len(data))
@@ -118,7 +118,7 @@ def test_what_is_persisted_is_read_back(start: Callable[..., Broker]) -> None:
     assert slot.pins == 1 and broker.store.backlog_bytes == len(memory) == 2 * PAGE
     broker.run_until(lambda: bool(places))
     assert slot.pins == 0 and broker.store.backlog_bytes == 0 and broker.store.bytes_persisted == 2 * PAGE
-    region = broker.store.pool.shared_region(Role.READ_BACK)
+    region = broker.store.pool.adopt(broker.store.pool.make_region(Role.READ_BACK))
     reserved = region.ring.reserve(len(data))
     assert reserved is not None
     broker.store.read_back(SCAN, *places[0], region, reserved).result(20)
@@ -186,7 +186,7 @@ def test_metadata_of_every_kind_of_batch_is_found(start: Callable[..., Broker]) 
     (record, *_) = broker.store.indexer.ask(lambda index: index.records(4, [3])).result(20)
     assert (record.part, record.parts, record.arrival, record.size, record.timestamp_ns) == (1, 2, 40, 100, 30)
     one = indexed(1, Batch.parse(batch_bytes([7], size=5)), 3)
-    assert (one.ids, one.first_arrival, one.sizes, one.parts) == (range(7, 8), 3, (5,), 1)
+    assert (one.ids, one.first_arrival, one.sizes, one.parts) == (range(7, 8), 3, [5], 1)
 
 
 # -- opening --------------------------------------------------------------------------------------------------------
