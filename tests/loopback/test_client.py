@@ -77,6 +77,38 @@ def test_many_small_messages_travel_in_batches(client: Client, service: ThreadSe
     assert client.groups("det", stream="s")[0].acknowledged == 5000
 
 
+def test_empty_blobs_travel_alone_and_in_parts_of_batches(client: Client) -> None:
+    with client.produce("det", stream="alone", linger=0) as out:
+        for n in range(5):
+            out.send(b"", meta={"n": n})
+    assert [m.meta["n"] for m in client.consume("det", stream="alone")] == list(range(5))
+    with client.produce("det", stream="batch") as out:
+        for _ in range(50):
+            out.send(b"")
+    ids = [m.id for m in client.consume("det", stream="batch", group="g", prefetch=1) if len(m.data) == 0]
+    assert ids == list(range(1, 51))
+
+
+def test_waiting_in_vain_does_not_disturb_a_producer_of_the_same_client(client: Client) -> None:
+    stop = threading.Event()
+
+    def send() -> None:
+        with client.produce("det", stream="busy", policy=Policy(keep=Keep.MEMORY)) as out:
+            while not stop.is_set():
+                out.send(frame(1), copy=False)
+
+    client.produce("det", stream="silent", finish=False).close()
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        for _ in range(20):
+            with pytest.raises(StreamTimeoutError), client.consume("det", stream="silent", timeout=0.02) as messages:
+                next(messages)
+    finally:
+        stop.set()
+        thread.join()
+
+
 def test_a_lonely_message_does_not_wait_for_company(client: Client) -> None:
     out = client.produce("det", stream="s", finish=False)
     with client.consume("det", stream="s", timeout=5) as messages:

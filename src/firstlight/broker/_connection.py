@@ -330,6 +330,7 @@ class Connection:
             if on_sent is not None:
                 on_sent()
             return
+        payload = [piece for piece in payload if len(piece)] if payload else None  # a socket never takes an empty piece
         size = sum(map(len, payload)) if payload else 0
         self._queue(frame(encode(message), size), None if payload else on_sent, fds)
         if payload:

@@ -845,11 +845,12 @@ class Consumer(ConsumerEnd):
         started = time.monotonic()
         while True:
             with client._lock:
-                if not client._wait(lambda: core.news, self._left(timeout, started)):
-                    raise self._too_late(timeout)
-                message = core.take()
+                came = client._wait(lambda: core.news, self._left(timeout, started))
+                message = core.take() if came else None
                 if message is not None or core.finished:
                     return message
+            if not came:
+                raise self._too_late(timeout)  # which asks the service, so without the lock
 
     def _too_late(self, timeout: float | None) -> FirstlightError:
         stream = self.stream

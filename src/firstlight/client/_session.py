@@ -201,7 +201,7 @@ class Session(Outlet):
         size = sum(map(len, payload))
         head = frame(encode(message), size)
         self.outbox.append(head)
-        self.outbox.extend(payload)
+        self.outbox.extend(piece for piece in payload if len(piece))  # a socket never takes an empty piece
         self.outbox_bytes += len(head) + size
 
     def memory(self, region: int) -> memoryview:
@@ -320,7 +320,7 @@ class Session(Outlet):
         if question is not None:
             question.done = True
             if isinstance(message, Answer):
-                question.value = message.value
+                question.value = message.value.copy()  # it lies in a buffer that is used again
             else:
                 question.error = message.error.error()
 
