@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import gc
+import os
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import firstlight
 from firstlight.broker import BrokerSettings
 from firstlight.client import AsyncClient
 from firstlight.errors import (
@@ -607,5 +609,6 @@ FORGETFUL = """
 
 def test_a_forgotten_client_ends_without_a_word(service: ThreadService) -> None:
     program = [sys.executable, "-X", "dev", "-W", "error", "-c", textwrap.dedent(FORGETFUL), service.url]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=60)
+    environment = {**os.environ, "PYTHONPATH": str(Path(firstlight.__file__).parents[1])}
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=60)
     assert (done.stderr, done.stdout, done.returncode) == ("", "timeout\n", 0)
