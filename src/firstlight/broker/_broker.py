@@ -401,7 +401,7 @@ class Broker:
             group.nack(first, last, delay_s=delay_s, now=self._clock())
         entry = stream.progress_entry(subscription.group_name) if subscription.group_name is not None else None
         if entry is not None or on_saved is not None:
-            self.store.note(entry, on_done=on_saved)
+            self.store.note(entry, on_done=on_saved, urgent=False)
         if stream.held and stream.release_held():
             self.room.freed()
         self._touch(stream)

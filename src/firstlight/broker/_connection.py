@@ -61,6 +61,8 @@ _PIECES_A_SEND = 64
 #: With more than this waiting to be sent nothing new is delivered to the client.
 _CONGESTED_BYTES = 32 << 20
 _HELLO_WITHIN_S = 10.0
+#: Producers are told so often what is stored, unless something else is sent to them anyway.
+_STORED_EVERY_S = 0.001
 _MAX_CHANNELS = 10_000
 
 
@@ -115,6 +117,8 @@ class Connection:
         self._producers: dict[int, ProducerChannel] = {}
         self._consumers: dict[int, ConsumerChannel] = {}
         self._stored: dict[ProducerChannel, None] = {}
+        self._stored_at = 0.0
+        self._stored_timer: asyncio.TimerHandle | None = None
         self.own_region: MemoryRegion | None = None
         #: There was no memory left for a region of its own.
         self.region_refused = False
@@ -238,15 +242,26 @@ class Connection:
         self.send(ChannelFailed(number, ErrorInfo.of(error)))
 
     def note_stored(self, channel: ProducerChannel) -> None:
-        """The channel has acknowledgements to send; all of this turn go together."""
+        """The channel has acknowledgements to send; those of a moment go together, with whatever is sent meanwhile."""
         self._stored[channel] = None
-        self._flush_soon()
+        if self._stored_timer is not None:
+            return
+        pause = self._stored_at + _STORED_EVERY_S - self._loop.time()
+        if pause <= 0:
+            self._flush_soon()
+        else:
+            self._stored_timer = self._loop.call_later(pause, self._flush)
 
     def send_stored(self) -> None:
         """Send these acknowledgements; before any new room is granted, because the room may be theirs."""
-        stored, self._stored = self._stored, {}
-        for channel in stored:
-            channel.send_stored()
+        if self._stored_timer is not None:
+            self._stored_timer.cancel()
+            self._stored_timer = None
+        if self._stored:
+            self._stored_at = self._loop.time()
+            stored, self._stored = self._stored, {}
+            for channel in stored:
+                channel.send_stored()
 
     # -- shared memory ----------------------------------------------------------------------------------------------
 
@@ -433,6 +448,8 @@ class Connection:
         self.closed = True
         (logger.warning if reason else logger.debug)("connection of %s closed%s", self, f": {reason}" if reason else "")
         self._hello_timer.cancel()
+        if self._stored_timer is not None:
+            self._stored_timer.cancel()
         self._loop.remove_reader(self._sock)
         self._stop_waiting()
         self._sock.close()

@@ -102,8 +102,8 @@ class Client:
         self._connect_timeout = connect_timeout
         self._reconnect_timeout = reconnect_timeout
         self._session = Session(name or program(), token, map_region, self._settle)
-        self._lock = threading.RLock()
-        self._news = threading.Condition(self._lock)
+        self._lock = threading.Lock()
+        self._bells: list[threading.Lock] = []
         self._send_lock = threading.Lock()
         self._wake_receive, self._wake_send = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._awake_until = 0.0
@@ -222,8 +222,8 @@ class Client:
                 fresh = False
                 for message, payload in session.reader.received(n):
                     fresh |= session.dispatch(message, payload)
-                if fresh:
-                    self._news.notify_all()
+            if fresh:
+                self._ring()
             if session.refused is not None:
                 raise ConnectionResetError(str(session.refused))
             if n < len(buffer) and not session.reader.in_payload:
@@ -291,7 +291,7 @@ class Client:
         with self._lock:
             self._lost = error
             self._closing = True
-            self._news.notify_all()
+        self._ring()
 
     # -- waiting ----------------------------------------------------------------------------------------------------
 
@@ -303,9 +303,21 @@ class Client:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return False
-            # Send first: what we wait for may be the answer to something that is still queued.
-            self._news.wait(left)
+            bell = threading.Lock()
+            bell.acquire()
+            self._bells.append(bell)
+            self._lock.release()
+            try:
+                bell.acquire(timeout=-1 if left is None else left)
+            finally:
+                self._lock.acquire()
         return True
+
+    def _ring(self) -> None:
+        """Wake everybody who waits; without the lock, so that nobody wakes up just to wait for it."""
+        bells, self._bells = self._bells, []
+        for bell in bells:
+            bell.release()
 
     def _check(self) -> None:
         if self._lost is not None:
@@ -612,7 +624,7 @@ class Client:
         self._flush()
         with self._lock:
             self._closing = True
-            self._news.notify_all()
+        self._ring()
         self._wake()
         self._thread.join()
         self._sock.close()

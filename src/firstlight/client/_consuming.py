@@ -301,7 +301,7 @@ class ConsumerCore:
         self._give_credit_if_due()
 
     def _give_credit_if_due(self) -> None:
-        if self._owed * 4 < self._window:
+        if self._owed * 2 < self._window:
             return
         window = self._window
         if self.reading.prefetch is None and self.n_received:
@@ -311,7 +311,10 @@ class ConsumerCore:
         if credit > 0:
             self._window = window
             self._owed = 0
+            # One message from here to the service costs as much as three that go together.
+            self.say_settled()
             self._outlet.send(Credit(self.channel, credit))
+            self._outlet.return_leases()
 
     def check(self) -> None:
         """Raise what went wrong, once everything before it was handed out."""
@@ -357,7 +360,7 @@ class ConsumerCore:
         self._n_unsaid += 1
         if self.deadline is None:
             self.deadline = self._clock() + _SETTLE_WITHIN_S
-        if self._n_unsaid >= min(_MAX_UNSAID, max(self._window // 4, 1)):
+        if self._n_unsaid >= _MAX_UNSAID:
             self.say_settled()
 
     def settle_one(self, message_id: int, nack_delay_s: float | None) -> None:

@@ -62,6 +62,9 @@ class Outlet:
     def lease(self, item: Item) -> memoryview:
         raise NotImplementedError
 
+    def return_leases(self) -> None:
+        raise NotImplementedError
+
     def settler(self, core: ConsumerCore) -> Callable[[int, float | None], None]:
         raise NotImplementedError
 

@@ -49,6 +49,9 @@ __all__ = ["Session"]
 
 #: No service takes larger batches.
 _MAX_PAYLOAD = 1 << 40
+#: Leases that are over go back together, soon, or with whatever is sent anyway.
+_RETURN_WITHIN_S = 0.005
+_RETURN_TOGETHER = 8
 #: Payload buffers come in multiples of this, so that frames that compress a little differently share them.
 _ROOM_STEP = 64 << 10
 _PIECES_A_SEND = 64
@@ -152,6 +155,8 @@ class Session(Outlet):
         self.connected = False
         #: The service whose memory we have looked at.
         self._shares_with = ""
+        #: When leases that are over are given back at the latest.
+        self._return_at: float | None = None
 
     def _new_reader(self) -> FrameReader[FromService]:
         return FrameReader(decode_from_service, self._place, max_payload=_MAX_PAYLOAD)
@@ -226,6 +231,7 @@ class Session(Outlet):
 
     def return_leases(self) -> None:
         """Tell the service which leases are over."""
+        self._return_at = None
         if not self._returned:
             return
         numbers = []
@@ -351,6 +357,8 @@ class Session(Outlet):
     def deadline(self) -> float | None:
         """When `tick` has something to do; None if there is nothing."""
         times = [channel.deadline for channel in self.channels.values() if channel.deadline is not None]
+        if self._return_at is not None:
+            times.append(self._return_at)
         return min(times, default=None)
 
     def tick(self, now: float) -> None:
@@ -363,4 +371,8 @@ class Session(Outlet):
                     channel.say_settled()
         while self.abandoned:
             self.remove(self.abandoned.popleft())
-        self.return_leases()
+        if self._returned:
+            if self._return_at is None:
+                self._return_at = now + _RETURN_WITHIN_S
+            if self._return_at <= now or len(self._returned) >= _RETURN_TOGETHER:
+                self.return_leases()

@@ -170,11 +170,22 @@ class Store:
     # -- making things last -----------------------------------------------------------------------------------------
 
     def note(
-        self, entry: JournalEntry | None, *, sync: bool = False, on_done: Callable[[], None] | None = None
+        self,
+        entry: JournalEntry | None,
+        *,
+        sync: bool = False,
+        on_done: Callable[[], None] | None = None,
+        urgent: bool = True,
     ) -> None:
-        """Write an entry to the journal, behind everything before it; None just waits for that."""
+        """Write an entry to the journal, behind everything before it; None just waits for that.
+
+        Parameters
+        ----------
+        urgent
+            Somebody waits for `on_done`; otherwise it may take a few milliseconds more.
+        """
         item = WriteItem(entry, sync=sync, on_done=(lambda _: on_done()) if on_done else None)
-        self._to_write.add(item, urgent=on_done is not None or sync)
+        self._to_write.add(item, urgent=urgent and (on_done is not None or sync))
 
     def persist(
         self,

@@ -58,6 +58,9 @@ class FakeOutlet(Outlet):
         assert region == REGION
         return self.region
 
+    def return_leases(self) -> None:
+        self.n_returns = getattr(self, "n_returns", 0) + 1
+
     def lease(self, item: Item) -> memoryview:
         return memoryview(self.leased[item.lease])
 

@@ -160,6 +160,10 @@ def test_a_lease_goes_back_with_its_last_view() -> None:
     core.take()  # the core lets go of the batch before
     gc.collect()
     c.session.tick(0.0)
+    assert c.said() == [], "not alone, and not at once"
+    due = c.session.deadline()
+    assert due is not None
+    c.session.tick(due)
     assert Release((42,)) in c.said()
 
 
