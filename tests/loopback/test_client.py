@@ -28,7 +28,6 @@ from firstlight.errors import (
 )
 from firstlight.model import ArraySpec, Compression, Keep, Policy, encode
 from firstlight.storage import StorageSettings
-
 from firstlight.testing import ThreadService
 
 LARGE = (512, 1024)
@@ -53,7 +52,7 @@ def test_arrays_and_bytes_travel(client: Client) -> None:
         assert message.timestamp_ns <= message.sent_ns <= message.received_ns and message.stored_ns > 0
     assert bytes(messages[7].data) == b"some bytes" and messages[7].spec is None
     with pytest.raises(DataError, match="has no '_data_format'"):
-        messages[7].array
+        _ = messages[7].array
     assert messages[8].array.shape == (0, 4)
     assert (messages[9].array == 9).all() and messages[9].array.shape == (3, 3)
 
@@ -198,7 +197,7 @@ def test_starts_and_ids(client: Client) -> None:
     assert client.get("det", 14, stream="s").id == 14
     assert client.last("det", stream="s").id == 40
     assert [m.id for m in client.get_many("det", [2, 3, 4, 40, 99], stream="s")] == [2, 4, 40]
-    with pytest.raises(MessageNotFoundError, match="no message 15 .* last id is 40"):
+    with pytest.raises(MessageNotFoundError, match=r"no message 15 .* last id is 40"):
         client.get("det", 15, stream="s")
 
 
@@ -298,7 +297,10 @@ def test_datasets_complete_and_incomplete(client: Client) -> None:
             for part in (1, 2, 3):
                 if (n, part) != (4, 2):
                     out.send(frame(n * 10 + part, (300, 300)), id=n, part=part, parts=3)
-    with pytest.raises(StreamError, match="holds datasets of 3 parts"), client.produce("det", stream="s", finish=False) as again:
+    with (
+        pytest.raises(StreamError, match="holds datasets of 3 parts"),
+        client.produce("det", stream="s", finish=False) as again,
+    ):
         again.send(b"x", id=99)
         again.flush()
     with client.produce("det", stream="s"):
@@ -345,7 +347,10 @@ def test_the_end_of_a_stream(client: Client) -> None:
         out.finish(next_stream="b")
     messages = client.consume("det", stream="a")
     assert len(list(messages)) == 1 and messages.next_stream == "b"
-    with pytest.raises(StreamFinishedError, match="is finished"), client.produce("det", stream="a", finish=False) as out:
+    with (
+        pytest.raises(StreamFinishedError, match="is finished"),
+        client.produce("det", stream="a", finish=False) as out,
+    ):
         out.send(b"more")
         out.flush()
     with pytest.raises(ZeroDivisionError), client.produce("det", stream="c") as out:
@@ -371,7 +376,7 @@ def test_stalls_and_misspelt_names_are_different(client: Client) -> None:
     with pytest.raises(StreamTimeoutError, match=r"nothing came .*last id 1"):
         for _ in client.consume("det", stream="s", timeout=0.2):
             pass
-    with pytest.raises(StreamNotFoundError, match="no stream commissioning/dett/s.*det"):
+    with pytest.raises(StreamNotFoundError, match=r"no stream commissioning/dett/s.*det"):
         next(client.consume("dett", stream="s", timeout=0.2))
     with pytest.raises(StreamNotFoundError, match="did you mean commissioning/det/s"):
         client.info("dett", stream="s")
@@ -528,21 +533,25 @@ def test_wrong_arguments_are_told_at_once(client: Client) -> None:
 
 def test_who_keeps_the_memory_that_others_need_is_cut_off(tmp_path: Path) -> None:
     policy = Policy(keep=Keep.MEMORY)
-    with ThreadService(tmp_path, BrokerSettings(StorageSettings(64 << 20), policy), stall_timeout_s=0.3) as service:
-        with Client(service.url) as other, Client(service.url) as greedy:
-            with other.produce("det", stream="s", finish=False) as out:
-                for n in range(6):
-                    out.send(frame(n))
-                out.flush()
-                reader = greedy.consume("det", stream="s", timeout=10)
-                kept = [next(reader) for _ in range(6)]
-                with pytest.raises(ServiceRefusedError, match="shared memory|cut this client off"):
-                    for n in range(3000):
-                        out.send(np.zeros(7 << 20, np.uint8))
-                        kept.append(next(reader))
-                out.send(frame(1))
-                out.flush()
-            assert other.status()["counters"]["connections_cut_off"] == 1
+    settings = BrokerSettings(StorageSettings(64 << 20), policy)
+    with (
+        ThreadService(tmp_path, settings, stall_timeout_s=0.3) as service,
+        Client(service.url) as other,
+        Client(service.url) as greedy,
+    ):
+        with other.produce("det", stream="s", finish=False) as out:
+            for n in range(6):
+                out.send(frame(n))
+            out.flush()
+            reader = greedy.consume("det", stream="s", timeout=10)
+            kept = [next(reader) for _ in range(6)]
+            with pytest.raises(ServiceRefusedError, match=r"shared memory|cut this client off"):
+                for _ in range(3000):
+                    out.send(np.zeros(7 << 20, np.uint8))
+                    kept.append(next(reader))
+            out.send(frame(1))
+            out.flush()
+        assert other.status()["counters"]["connections_cut_off"] == 1
 
 
 def test_nobody_there() -> None:

@@ -82,7 +82,6 @@ def _private_imports(path: Path) -> list[str]:
     return found
 
 
-@pytest.mark.xfail(strict=True, reason="packages written at the same time still reach into each other's modules")
 def test_private_modules_stay_inside_their_package() -> None:
     sources = sorted(PACKAGE.rglob("*.py"))
     assert sources

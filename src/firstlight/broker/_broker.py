@@ -49,6 +49,9 @@ __all__ = ["Broker", "BrokerSettings", "Published"]
 
 logger = logging.getLogger(__name__)
 
+#: Every message, in order of ids.
+_PLAIN = Selection()
+
 
 @dataclass(frozen=True, slots=True)
 class BrokerSettings:
@@ -64,8 +67,8 @@ class BrokerSettings:
         How often limits of age and size are enforced.
     """
 
-    storage: StorageSettings = StorageSettings()
-    policy: Policy = Policy()
+    storage: StorageSettings = field(default_factory=StorageSettings)
+    policy: Policy = field(default_factory=Policy)
     policies: Mapping[str, Policy] = field(default_factory=dict)
     retention_every_s: float = 10.0
 
@@ -309,7 +312,7 @@ class Broker:
         receiver: Receiver,
         *,
         group: str | None = None,
-        selection: Selection = Selection(),
+        selection: Selection = _PLAIN,
         start: str | int = "earliest",
         ids: Iterable[tuple[int, int]] | None = None,
         acknowledge: bool = True,

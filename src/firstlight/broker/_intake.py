@@ -100,7 +100,7 @@ class Intake:
     def _number(self, stream: Stream, batch: Batch, first: Row) -> list[Run]:
         """The runs of ids, given by the producer or, where it left them at 0, now."""
         runs = batch.runs()
-        if runs[0].first_id == 0 or len(runs) > 1 and any(run.first_id == 0 for run in runs):
+        if any(run.first_id == 0 for run in runs):
             if len(runs) < batch.n_messages or any(run.first_id for run in runs) or first.parts > 1:
                 raise DataError(
                     "ids can be left to the service for all messages of a batch, or none, and not for datasets"

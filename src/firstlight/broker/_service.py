@@ -203,7 +203,10 @@ class _Rates:
         self._pairs: list[tuple[Callable[[], float], Rate]] = [
             (lambda: broker.measures.messages_in.value, rate("incoming_messages", help="messages taken in")),
             (lambda: broker.measures.bytes_in.value, rate("incoming", unit="bytes", help="bytes taken in")),
-            (lambda: broker.measures.messages_out.value, rate("outgoing_messages", help="messages handed to consumers")),
+            (
+                lambda: broker.measures.messages_out.value,
+                rate("outgoing_messages", help="messages handed to consumers"),
+            ),
             (lambda: store.bytes_persisted, rate("persisting", unit="bytes", help="bytes written to segments")),
             (
                 lambda: broker.measures.read_back_bytes.value,

@@ -113,7 +113,7 @@ def _verified(path: Path, entry: Any) -> Iterator[str]:
 
 def _journal(path: Path) -> dict[str, Any]:
     from firstlight.errors import CorruptError
-    from firstlight.storage._journal import JournalReport, read_journal
+    from firstlight.storage import JournalReport, read_journal
 
     found = JournalReport()
     kinds: Counter[str] = Counter()
@@ -135,7 +135,7 @@ def _journal(path: Path) -> dict[str, Any]:
 
 def _directory(path: Path, verify: bool) -> dict[str, Any]:
     from firstlight.errors import CorruptError
-    from firstlight.storage._recovery import recover
+    from firstlight.storage import recover
 
     report: dict[str, Any] = {"path": str(path), "kind": "data directory", "problems": []}
     if not (path / "journal").exists() and not (path / "segments").is_dir():

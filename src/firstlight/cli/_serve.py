@@ -16,7 +16,7 @@ from firstlight.cli._output import columns, note, print_json, size
 from firstlight.errors import ConnectionLostError, FirstlightError
 
 if TYPE_CHECKING:
-    from firstlight.broker._service import Service
+    from firstlight.broker import Service
 
 __all__ = ["serve"]
 
@@ -43,7 +43,7 @@ def serve(
     """
     import asyncio
 
-    from firstlight.broker._service import Service
+    from firstlight.broker import Service
 
     options = {
         "data": data, "server.host": host, "http.host": host, "server.port": port, "http.port": http_port,

@@ -256,7 +256,9 @@ class Client:
             pass  # full: it is awake anyway; closed: nobody sleeps there
 
     def _reconnect(self, reason: Exception) -> None:
-        logger.warning("lost the connection to %s (%s); trying again for %.0f s", self._address, reason, self._reconnect_timeout)
+        logger.warning(
+            "lost the connection to %s (%s); trying again for %.0f s", self._address, reason, self._reconnect_timeout
+        )
         with self._lock:
             self._session.disconnected()
             close_descriptors(self._session.fds)
@@ -332,7 +334,9 @@ class Client:
         with self._lock:
             try:
                 if not self._wait(lambda: waiting.done, inquiry.timeout):
-                    raise StreamTimeoutError(f"the service at {self._address} did not answer within {inquiry.timeout:.0f} s")
+                    raise StreamTimeoutError(
+                        f"the service at {self._address} did not answer within {inquiry.timeout:.0f} s"
+                    )
             finally:
                 self._session.questions.pop(waiting.ask.number, None)
         return inquiry.read(waiting.result(inquiry.kind))
@@ -488,7 +492,9 @@ class Client:
             return found
         info = self.info(source, beamtime=beamtime, stream=stream)
         raise MessageNotFoundError(
-            f"there is no message {id} in {beamtime}/{source}/{stream}; its last id is {info.last_id}", id=id, last_id=info.last_id
+            f"there is no message {id} in {beamtime}/{source}/{stream}; its last id is {info.last_id}",
+            id=id,
+            last_id=info.last_id,
         )
 
     def get_many(
@@ -792,7 +798,9 @@ class Producer(ProducerEnd):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._closed:
             return
         if error is not None and self._finish:

@@ -102,7 +102,9 @@ def unreachable(address: Address, error: OSError) -> ConnectionLostError:
     """Why there is no connection, and what to do."""
     reason = error.strerror or str(error) or "no answer in time"
     return ConnectionLostError(
-        f"no service at {address} ({reason}); is `firstlight serve` running there?", host=address.host, port=address.port
+        f"no service at {address} ({reason}); is `firstlight serve` running there?",
+        host=address.host,
+        port=address.port,
     )
 
 

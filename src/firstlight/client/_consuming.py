@@ -1,4 +1,7 @@
-"""The consumer's side of a channel, without input or output: deliveries become messages, turns become acknowledgements and credit."""
+"""The consumer's side of a channel, without input or output.
+
+Deliveries become messages, turns of the user's loop become acknowledgements and credit.
+"""
 
 from __future__ import annotations
 
@@ -241,7 +244,9 @@ class ConsumerCore:
         if self._loss is None:
             ids = f"message {message.first}" if n == 1 else f"messages {message.first} to {message.last}"
             self._loss = MessageEvictedError(
-                f"{ids} of {self.stream} cannot be delivered: {message.reason}", first_id=message.first, last_id=message.last
+                f"{ids} of {self.stream} cannot be delivered: {message.reason}",
+                first_id=message.first,
+                last_id=message.last,
             )
 
     # -- the user's turns -------------------------------------------------------------------------------------------

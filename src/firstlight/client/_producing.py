@@ -235,7 +235,15 @@ class ProducerCore:
     # -- messages ---------------------------------------------------------------------------------------------------
 
     def add(
-        self, message_id: int, timestamp_ns: int, part: int, parts: int, meta: bytes, blob: Buffer, *, owned: bool = True
+        self,
+        message_id: int,
+        timestamp_ns: int,
+        part: int,
+        parts: int,
+        meta: bytes,
+        blob: Buffer,
+        *,
+        owned: bool = True,
     ) -> None:
         """Take a message.
 
@@ -389,7 +397,9 @@ class ProducerCore:
             If something else was sent into this room meanwhile.
         """
         if not self.holds(loan):
-            raise StreamError("this loan is no longer valid: something else was sent, or the connection was lost; lend again")
+            raise StreamError(
+                "this loan is no longer valid: something else was sent, or the connection was lost; lend again"
+            )
         head = batch_head(
             [(message_id, timestamp_ns, part, parts, 0)], [meta], [loan.size],
             producer=self._open.producer, sequence=self._sequence + 1, sent_ns=time.time_ns(), blobs_at=loan.blob_at,

@@ -1,6 +1,6 @@
 """One client's conversation with a service, without input or output.
 
-Bytes that arrive go in (`reader`, `dispatch`), bytes to be sent come out (`outbox`). It survives connections: `connected` opens every
+Bytes that arrive go in (`reader`, `dispatch`), bytes to be sent come out (`outbox`). It survives connections: `resume` opens every
 channel again on a new one, and whatever was not confirmed is said again.
 """
 

@@ -81,7 +81,9 @@ def outgoing(
     if id is not None and not 0 < id < 2**63:
         raise DataError(f"ids count from 1 to 2^63 - 1; {id} is not one", id=id)
     if not 0 <= part <= parts <= 65535 or (parts > 1) != (part > 0):
-        raise DataError(f"part {part} of {parts} does not exist; parts of a dataset count from 1", part=part, parts=parts)
+        raise DataError(
+            f"part {part} of {parts} does not exist; parts of a dataset count from 1", part=part, parts=parts
+        )
     if parts > 1 and id is None:
         raise DataError("the parts of a dataset need an id, so that they find each other")
     if isinstance(data, np.ndarray):
@@ -135,7 +137,9 @@ def consumer_request(
     if ack not in _ACKS:
         raise ConfigurationError(f"messages are acknowledged by ack='auto', 'manual' or 'none', not {ack!r}")
     if group is not None and start != "earliest":
-        raise ConfigurationError("a group remembers where it is; start= is for consumers without a group (see set_cursor)")
+        raise ConfigurationError(
+            "a group remembers where it is; start= is for consumers without a group (see set_cursor)"
+        )
     return OpenConsumer(
         channel, stream.beamtime, stream.source, stream.stream, group=group, order=order, start=start,
         ids=None if ids is None else tuple(ids), query=query, min_parts=min_parts,
@@ -165,7 +169,9 @@ def policy_wish(policy: Policy | None) -> dict[str, Any] | None:
     return None if policy is None else policy.to_dict()
 
 
-def meta_question(beamtime: str, source: str, stream: str, value: Mapping[str, Any], mode: str, upsert: bool) -> SetMeta:
+def meta_question(
+    beamtime: str, source: str, stream: str, value: Mapping[str, Any], mode: str, upsert: bool
+) -> SetMeta:
     return SetMeta(beamtime, source, stream, encode_json(value, "metadata"), mode, upsert)
 
 

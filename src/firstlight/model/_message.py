@@ -23,8 +23,8 @@ _META = msgspec.json.Decoder(dict[str, Any])
 class Message:
     """One message: a blob, its metadata, and times.
 
-    The blob is read in place. Where producer, service and consumer share a machine it lies in the memory of the service, and stays there as
-    long as this object, `data` or an uncompressed `array` made from it is alive; keep ``message.array.copy()`` instead when you
+    The blob is read in place. On the machine of the service it lies in the memory of the service, and stays there as long
+    as this object, `data` or an uncompressed `array` made from it is alive; keep ``message.array.copy()`` instead when you
     collect many.
 
     Attributes

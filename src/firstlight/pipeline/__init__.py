@@ -11,8 +11,7 @@ A run gives the same answer wherever it runs, in whatever order messages arrive,
 
 from __future__ import annotations
 
-from firstlight.model._event import Event
-from firstlight.model._view import Axis, Image, Line, Scalar, Table, Temporality, Text, View
+from firstlight.model import Axis, Event, Image, Line, Scalar, Table, Temporality, Text, View
 from firstlight.pipeline._align import Align, Aligner, ByIndex, Incomplete, Ready
 from firstlight.pipeline._assign import Assignment, Dispatch
 from firstlight.pipeline._inline import Inline

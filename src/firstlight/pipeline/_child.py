@@ -14,7 +14,7 @@ from typing import Any
 
 from firstlight.client import Client
 from firstlight.errors import FirstlightError, MessageEvictedError, MessageNotFoundError, PipelineError
-from firstlight.model._event import Event
+from firstlight.model import Event
 from firstlight.pipeline._feeds import Feed, GroupFeed, ShareFeed, Task
 from firstlight.pipeline._inline import lost_record
 from firstlight.pipeline._outlets import Outlet, PipeOutlet, StreamOutlet

@@ -16,7 +16,7 @@ from firstlight.errors import (
     StreamAbortedError,
     WorkerError,
 )
-from firstlight.model._event import Event
+from firstlight.model import Event
 from firstlight.pipeline._align import Action, Aligner, Ready
 from firstlight.pipeline._live import Live
 from firstlight.pipeline._pipeline import Pipeline

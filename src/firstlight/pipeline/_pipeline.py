@@ -12,9 +12,7 @@ from typing import Any, Literal, Protocol, TypeAlias, get_type_hints, runtime_ch
 import msgspec
 
 from firstlight.errors import ConfigurationError, DataError
-from firstlight.model import StreamId
-from firstlight.model._event import Event
-from firstlight.model._view import View
+from firstlight.model import Event, StreamId, View
 from firstlight.pipeline._align import Align, ByIndex
 from firstlight.pipeline._encoding import pack
 

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from firstlight.errors import PipelineError, WorkerError
-from firstlight.model import Ranges
-from firstlight.model._view import View
+from firstlight.model import Ranges, View
 from firstlight.monitoring import Histogram, HistogramSnapshot
 from firstlight.pipeline._pipeline import Pipeline, Reducer
 from firstlight.pipeline._records import Record, UserError

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypeAlias
 
 from firstlight.errors import FirstlightError, PipelineError, StreamTimeoutError
-from firstlight.model._view import View
+from firstlight.model import View
 from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._reduction import Reduction, Stats
 from firstlight.pipeline._sources import Source

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from firstlight.errors import WorkerError
-from firstlight.model._event import Event
+from firstlight.model import Event
 from firstlight.pipeline._pipeline import Closes, Pipeline, SetsUp, Worker
 from firstlight.pipeline._records import Record, UserError
 

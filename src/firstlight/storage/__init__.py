@@ -23,8 +23,8 @@ from firstlight.storage._segment import SegmentEntry, SegmentFile
 from firstlight.storage._store import Segment, StorageSettings, Store, indexed
 
 __all__ = [
-    "BatchStored",
     "GONE",
+    "BatchStored",
     "GroupProgress",
     "GroupState",
     "Index",

@@ -17,4 +17,4 @@ __all__ = [
     "frame",
     "pieces",
 ]
-__all__ += _messages  # noqa: PLE0605
+__all__ += _messages

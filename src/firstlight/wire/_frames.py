@@ -1,8 +1,8 @@
 """Frames: how messages and batches lie in a stream of bytes. No input or output happens here.
 
-``u32 envelope length | u64 payload length | envelope | payload``, little-endian. Every length is bounded before memory is taken, and
-a payload is received straight into the place where it stays: whoever reads asks `FrameReader` for a buffer to receive into,
-and reports how much arrived.
+``u32 envelope length | u64 payload length | envelope | payload``, little-endian. Every length is bounded before memory is
+taken, and a payload is received straight into the place where it stays: whoever reads asks `FrameReader` for a buffer to
+receive into, and reports how much arrived.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class FrameReader(Generic[T]):
         return at + n
 
     def _next(self, at: int) -> tuple[int, Frame[T] | None]:
-        """Read one frame that begins at `at`, as far as it is there; where the next one begins (or `at`), and the frame if whole."""
+        """Read one frame that begins at `at`, as far as it is there: where the next one begins, and the frame if whole."""
         available = self._filled - at
         if available < _HEAD.size:
             return at, None

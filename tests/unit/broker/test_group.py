@@ -1,10 +1,13 @@
 """The group state machine: examples, and the promises under random use."""
 
+from __future__ import annotations
+
 import pytest
-from firstlight.broker._group import Deliver, Group, Order
-from firstlight.model._ranges import Ranges
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from firstlight.broker._group import Deliver, Group, Order
+from firstlight.model._ranges import Ranges
 
 
 def ids_of(deliveries: list[Deliver], member: int | None = None) -> list[int]:
@@ -242,7 +245,8 @@ class GroupMachine(RuleBasedStateMachine):
             {n for a, b in group._todo for n in range(a, b + 1)},  # type: ignore[union-attr]
             {n for p in group._pending for n in range(p.first, p.last + 1)},
             {n for _, a, b, _ in group._waiting for n in range(a, b + 1)},
-            {n for a, b in group.acked for n in range(a, b + 1)} | {n for a, b in group.passed for n in range(a, b + 1)},
+            {n for a, b in group.acked for n in range(a, b + 1)}
+            | {n for a, b in group.passed for n in range(a, b + 1)},
         ]
         assert set().union(*places) == self.published
         assert sum(len(place) for place in places) == len(self.published)

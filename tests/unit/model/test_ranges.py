@@ -1,8 +1,13 @@
 """Ranges behaves as a set of integers does."""
 
-from firstlight.model._ranges import Ranges
+from __future__ import annotations
+
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
+
+from firstlight.model._ranges import Ranges
 
 interval = st.tuples(st.integers(1, 60), st.integers(0, 12)).map(lambda pair: (pair[0], pair[0] + pair[1]))
 steps = st.lists(st.tuples(st.booleans(), interval), max_size=30)
@@ -43,5 +48,5 @@ def test_agrees_with_a_plain_set(history: list[tuple[bool, tuple[int, int]]], wi
 def test_intervals_never_touch(history: list[tuple[bool, tuple[int, int]]]) -> None:
     ranges, _ = build(history)
     pairs = list(ranges)
-    assert all(a[1] + 1 < b[0] for a, b in zip(pairs, pairs[1:], strict=False))
+    assert all(a[1] + 1 < b[0] for a, b in pairwise(pairs))
     assert Ranges(pairs) == ranges == ranges.copy()

@@ -1,11 +1,14 @@
 """Order, lanes and places of a stream."""
 
+from __future__ import annotations
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from firstlight.errors import StreamError
 from firstlight.model._batch import Run
 from firstlight.storage._order import GONE, StreamOrder
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 @given(st.permutations(list(range(1, 25))), st.integers(1, 6))

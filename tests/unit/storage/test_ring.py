@@ -1,9 +1,12 @@
 """The ring's tiling, under random use."""
 
+from __future__ import annotations
+
 import pytest
-from firstlight.storage._ring import Ring, Slot
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from firstlight.storage._ring import Ring, Slot
 
 PAGE = 4096
 

@@ -1,8 +1,13 @@
 """Frames survive being cut anywhere, and hostile lengths cost nothing."""
 
+from __future__ import annotations
+
 import struct
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from firstlight.errors import FirstlightError, RemoteProtocolError, StreamNotFoundError
 from firstlight.wire import (
     ErrorInfo,
@@ -16,8 +21,6 @@ from firstlight.wire import (
     encode,
     frame,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 def reader(max_payload: int = 1 << 20) -> FrameReader[FromClient]:
