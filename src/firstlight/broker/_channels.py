@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import struct
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from firstlight.broker._broker import Published
-from firstlight.broker._group import Order
-from firstlight.broker._stream import Selection, Stream
+from firstlight.broker._stream import Stream
 from firstlight.broker._subscription import Delivery, Subscription
+from firstlight.broker._wishes import check_settle, policy_wish, selection_of
 from firstlight.errors import (
     ConfigurationError,
     DataError,
@@ -17,7 +20,7 @@ from firstlight.errors import (
     StreamError,
     StreamFullError,
 )
-from firstlight.model import ALIGNMENT, Ack, Batch, Policy, StreamId, WhenFull, parse_query, read_header
+from firstlight.model import ALIGNMENT, Ack, Batch, StreamId, WhenFull
 from firstlight.storage import MemoryRegion, Slot, StreamEnded
 from firstlight.wire import (
     Credit,
@@ -44,9 +47,13 @@ if TYPE_CHECKING:
 
 __all__ = ["ConsumerChannel", "ProducerChannel"]
 
+logger = logging.getLogger(__name__)
+
 #: Batches above this size are written in place by producers on this machine.
 _IN_PLACE_BYTES = 256 << 10
 _MAX_CREDIT = 1 << 20
+#: A producer asks once and waits; two questions can cross when it opens its channel again.
+_MAX_WANTS = 16
 
 
 class _Room(NamedTuple):
@@ -65,10 +72,11 @@ class ProducerChannel:
         self._connection = connection
         self._broker = connection.broker
         self._number = message.channel
-        wish = Policy.from_dict(message.policy) if message.policy is not None else None
-        self.stream: Stream = self._broker.create(StreamId(message.beamtime, message.source, message.stream), wish)
+        stream_id = StreamId(message.beamtime, message.source, message.stream)
+        ack, wish = _ack(message.ack) if message.ack else None, policy_wish(message)
+        self.stream: Stream = self._broker.create(stream_id, wish)
         policy = self.stream.policy
-        self._ack = _ack(message.ack) if message.ack else policy.best_ack
+        self._ack = ack or policy.best_ack
         if self._ack is not Ack.MEMORY and not policy.persists:
             raise ConfigurationError(
                 f"{self.stream.id} has the policy {policy.keep}: it cannot acknowledge messages as {self._ack}. "
@@ -101,6 +109,10 @@ class ProducerChannel:
                 )
             )
             return
+        if len(self._wants) >= _MAX_WANTS:
+            raise RemoteProtocolError(
+                f"the client asked for room on channel {self._number} {_MAX_WANTS} times before it got any"
+            )
         times = min(max(message.times, 1), max(limit // 2 // message.n_bytes, 1))
         self._wants.append((message.n_bytes, times))
         self._serve_wants()
@@ -238,36 +250,33 @@ class ConsumerChannel:
         self._subscription: Subscription | None = None
         self._credit = 0
         self._closed = False
-        if message.query is not None:
-            parse_query(message.query)
-        try:
-            order = Order(message.order)
-        except ValueError as error:
-            raise ConfigurationError(
-                f"messages come in order of id, arrival or latest, not {message.order!r}"
-            ) from error
-        self._selection = Selection(order, message.min_parts, message.query)
+        self._selection = selection_of(message)
         stream_id = StreamId(message.beamtime, message.source, message.stream)
         stream = self._broker.streams.get(stream_id)
-        self._stop_waiting = self._broker.expect(stream_id, self._begin) if stream is None else None
+        self._stop_waiting: Callable[[], None] | None = None
+        if stream is None:
+            self._stop_waiting = self._broker.expect(stream_id, self._begin)
+        else:
+            self._subscribe(stream)
         connection.send(Opened(self._number, exists=stream is not None))
-        if stream is not None:
-            self._begin(stream)
 
     def _begin(self, stream: Stream) -> None:
-        message = self._message
-        if self._stop_waiting is not None:
-            self._stop_waiting = None
-            self._connection.send(Opened(self._number, exists=True))
+        """The stream that was waited for is there."""
+        self._stop_waiting = None
         try:
-            self._subscription = self._broker.subscribe(
-                stream, self, group=message.group, selection=self._selection, start=message.start, ids=message.ids,
-                acknowledge=message.acknowledge, redeliver_after_s=message.redeliver_after_s,
-                max_attempts=message.max_attempts, holding=message.holding,
-            )  # fmt: skip
+            self._subscribe(stream)
         except FirstlightError as error:
             self._connection.fail_channel(self._number, error)
             return
+        self._connection.send(Opened(self._number, exists=True))
+
+    def _subscribe(self, stream: Stream) -> None:
+        message = self._message
+        self._subscription = self._broker.subscribe(
+            stream, self, group=message.group, selection=self._selection, start=message.start, ids=message.ids,
+            acknowledge=message.acknowledge, redeliver_after_s=message.redeliver_after_s,
+            max_attempts=message.max_attempts, holding=message.holding,
+        )  # fmt: skip
         if self._credit:
             self._broker.credit(self._subscription, self._credit)
 
@@ -279,7 +288,9 @@ class ConsumerChannel:
                 self._credit += n
             else:
                 self._broker.credit(self._subscription, n)
-        elif self._subscription is not None:
+            return
+        check_settle(message)
+        if self._subscription is not None:
             number = message.number
             self._broker.settle(
                 self._subscription, message.acked, message.nacked, on_saved=lambda: self._settled(number)
@@ -313,14 +324,18 @@ class ConsumerChannel:
                 if shared:
                     connection.send(Deliver(self._number, tuple(shared)))
                     shared = []
-                self._send_bytes(region, delivery)
+                try:
+                    self._send_bytes(region, delivery)
+                except (DataError, struct.error) as error:
+                    self._spoilt(delivery, error)
         if shared:
             connection.send(Deliver(self._number, tuple(shared)))
 
     def _send_bytes(self, region: MemoryRegion, delivery: Delivery) -> None:
         slot, piece = delivery.slot, delivery.piece
         memory = region.view(slot)
-        batch = Batch(memory, read_header(memory))
+        # What a producer on this machine wrote it can still change: nothing of it is believed because it was right before.
+        batch = Batch.parse(memory)
         whole = piece.n == batch.n_messages
         payload = [memory[: batch.length]] if whole else batch.select(piece.row, piece.n)
         slot.pin()
@@ -328,6 +343,18 @@ class ConsumerChannel:
         self._connection.send(
             Deliver(self._number, (item,)), list(payload), on_sent=lambda: self._broker.room.unpin(slot)
         )
+
+    def _spoilt(self, delivery: Delivery, error: Exception) -> None:
+        piece, subscription = delivery.piece, self._subscription
+        logger.error("a batch of %s cannot be sent any more: %s", self._message.source, error)
+        assert subscription is not None
+        first, last = piece.first_id, piece.first_id + piece.n - 1
+        if delivery.parts_here > 1:
+            text = f"part of dataset {first} of {subscription.stream.id} was changed by its producer after it was sent"
+            self._connection.fail_channel(self._number, DataError(text, id=first))
+        else:
+            subscription.group.lose(first, last)
+            self.missing(first, last, "its producer changed it after it was sent")
 
     def missing(self, first: int, last: int, reason: str) -> None:
         self._broker.measures.lost_unread.add(last - first + 1)

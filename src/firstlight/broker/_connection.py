@@ -11,7 +11,7 @@ import asyncio
 import logging
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from firstlight.broker._broker import Broker
@@ -29,6 +29,7 @@ from firstlight.wire import (
     EndStream,
     ErrorInfo,
     Failed,
+    Frame,
     FrameReader,
     FromClient,
     FromService,
@@ -58,11 +59,18 @@ logger = logging.getLogger(__name__)
 #: Reads a connection may do before the others get their turn.
 _READS_A_TURN = 16
 _PIECES_A_SEND = 64
-#: With more than this waiting to be sent nothing new is delivered to the client.
+#: With more than this waiting to be sent nothing new is delivered to the client; what waits cannot be recycled, so it is also
+#: no more than this part of all memory.
 _CONGESTED_BYTES = 32 << 20
+_CONGESTED_PART = 16
 _HELLO_WITHIN_S = 10.0
 #: Producers are told so often what is stored, unless something else is sent to them anyway.
 _STORED_EVERY_S = 0.001
+#: A stranger gets no memory for more than an introduction.
+_MAX_BEFORE_HELLO = 16 << 10
+#: Questions, and bytes of their answers, that a client may have open; as long as there are more, nobody listens to it.
+_MAX_QUESTIONS = 256
+_MAX_ANSWER_BYTES = 16 << 20
 _MAX_CHANNELS = 10_000
 
 
@@ -108,10 +116,12 @@ class Connection:
         self._sock = sock
         self._loop = loop
         self._reader: FrameReader[FromClient] = FrameReader(
-            decode_from_client, self._place, max_payload=self.broker.store.pool.max_batch
+            _decode, self._place, max_payload=self.broker.store.pool.max_batch
         )
+        self._frames: Iterator[Frame[FromClient]] = iter(())
         self._out: deque[_Outgoing] = deque()
         self._out_bytes = 0
+        self._congested_bytes = min(_CONGESTED_BYTES, self.broker.store.pool.budget // _CONGESTED_PART)
         self._writing = False
         self._flush_scheduled = False
         self._producers: dict[int, ProducerChannel] = {}
@@ -127,6 +137,10 @@ class Connection:
         self._next_lease = 1
         self.leased_bytes = 0
         self._welcomed = False
+        self._n_before_hello = 0
+        #: Questions without an answer that has left, and bytes of answers on their way.
+        self._n_questions = self._answer_bytes = 0
+        self._listening = True
         self.closed = False
         self.opened_at = loop.time()
         #: Since when nothing could be sent although something waits; None while it flows.
@@ -138,19 +152,11 @@ class Connection:
     # -- in ---------------------------------------------------------------------------------------------------------
 
     def _readable(self) -> None:
+        if self.closed or not self._listening:
+            return
         try:
-            for _ in range(_READS_A_TURN):
-                buffer = self._reader.buffer()
-                n = self._sock.recv_into(buffer)
-                if n == 0:
-                    self.close("")
-                    return
-                for message, payload in self._reader.received(n):
-                    self._handle(message, payload)
-                    if self.closed:
-                        return
-                if n < len(buffer) and not self._reader.in_payload:
-                    return
+            if self._handle_frames():
+                self._receive()
         except BlockingIOError:
             return
         except (RemoteProtocolError, ServiceRefusedError) as error:
@@ -162,6 +168,33 @@ class Connection:
             logger.exception("handling a message of %s failed; this is a bug in the service", self)
             self.broker.measures.internal_errors.add()
             self.close("an internal error")
+
+    def _receive(self) -> None:
+        for _ in range(_READS_A_TURN):
+            buffer = self._reader.buffer()
+            n = self._sock.recv_into(buffer)
+            if n == 0:
+                self.close("")
+                return
+            self._count_before_hello(n)
+            self._frames = self._reader.received(n)
+            if not self._handle_frames() or (n < len(buffer) and not self._reader.in_payload):
+                return
+
+    def _handle_frames(self) -> bool:
+        """Handle what has arrived; False if that ended the connection, or was more questions than can be answered now."""
+        for message, payload in self._frames:
+            self._handle(message, payload)
+            if self.closed or not self._listening:
+                return False
+        return True
+
+    def _count_before_hello(self, n: int) -> None:
+        if self._welcomed:
+            return
+        self._n_before_hello += n
+        if self._n_before_hello > _MAX_BEFORE_HELLO and not self._reader.idle:
+            raise RemoteProtocolError(f"the client sent {self._n_before_hello} bytes and did not introduce itself")
 
     def _place(self, message: FromClient, size: int) -> memoryview | None:
         if not isinstance(message, Publish):
@@ -190,12 +223,14 @@ class Connection:
             case CloseChannel():
                 self._close_channel(message.channel)
             case Ask():
-                self.host.answer(message, self.send)
+                self._count_question()
+                self.host.answer(message, self._answer)
             case Mapped():
                 if self.own_region is not None and self.own_region.no == message.region:
                     self.own_region.memory.seal()
             case Ping():
-                self.send(Pong(message.number))
+                self._count_question()
+                self._answer(Pong(message.number))
             case Hello() | Pong():
                 pass
 
@@ -214,6 +249,35 @@ class Connection:
 
     def _no_hello(self) -> None:
         self.close(f"said nothing for {_HELLO_WITHIN_S:.0f} s")
+
+    # -- questions --------------------------------------------------------------------------------------------------
+
+    def _count_question(self) -> None:
+        """Answers are the one thing that no credit bounds: with too many open, nothing more is heard until some have left."""
+        self._n_questions += 1
+        if self._asks_too_much:
+            self._listening = False
+            self._loop.remove_reader(self._sock)
+
+    @property
+    def _asks_too_much(self) -> bool:
+        return self._n_questions > _MAX_QUESTIONS or self._answer_bytes > _MAX_ANSWER_BYTES
+
+    def _answer(self, answer: Answer | Failed | Pong) -> None:
+        if self.closed:
+            return
+        envelope = encode(answer)
+        self._answer_bytes += len(envelope)
+        self._queue(frame(envelope), lambda: self._answered(len(envelope)), ())
+        self._flush_soon()
+
+    def _answered(self, size: int) -> None:
+        self._n_questions -= 1
+        self._answer_bytes -= size
+        if not self._listening and not self.closed and not self._asks_too_much:
+            self._listening = True
+            self._loop.add_reader(self._sock, self._readable)
+            self._loop.call_soon(self._readable)  # what arrived before is not on the socket any more
 
     # -- channels ---------------------------------------------------------------------------------------------------
 
@@ -361,7 +425,7 @@ class Connection:
     @property
     def congested(self) -> bool:
         """The client does not read as fast as it gets."""
-        return self._out_bytes > _CONGESTED_BYTES
+        return self._out_bytes > self._congested_bytes
 
     def _flush_soon(self) -> None:
         if not self._flush_scheduled and not self._writing and not self.closed:
@@ -480,3 +544,10 @@ class Connection:
 
     def __str__(self) -> str:
         return f"{self.client or 'unknown client'} at {self.peer}"
+
+
+def _decode(envelope: memoryview) -> FromClient:
+    try:
+        return decode_from_client(envelope)
+    except RecursionError as error:
+        raise RemoteProtocolError("the client sent a message with too many levels") from error

@@ -237,19 +237,21 @@ def merged_meta(old: bytes | None, new: bytes, mode: str, *, upsert: bool, what:
     StreamError
         If the JSON cannot be read, or there is something to insert over, or nothing to replace or update.
     """
-    try:
-        value = msgspec.json.decode(new, type=dict[str, object])
-    except msgspec.DecodeError as error:
-        raise StreamError(f"JSON parse error in the metadata of {what}: {error}") from error
     if mode not in ("insert", "replace", "update"):
         raise StreamError(f"metadata can be inserted, replaced or updated, not {mode!r}")
     if mode == "insert" and old is not None:
         raise StreamError(f"cannot insert: {what} has metadata already; replace or update it")
     if mode != "insert" and old is None and not upsert:
         raise StreamError(f"cannot {mode}: metadata does not exist for {what}")
-    if mode == "update" and old is not None:
-        value = _merge(msgspec.json.decode(old, type=dict[str, object]), value)
-    return msgspec.json.encode(value)
+    try:
+        value = msgspec.json.decode(new, type=dict[str, object])
+        if mode == "update" and old is not None:
+            value = _merge(msgspec.json.decode(old, type=dict[str, object]), value)
+        return msgspec.json.encode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise StreamError(f"JSON parse error in the metadata of {what}: {error}") from error
+    except RecursionError as error:
+        raise StreamError(f"the metadata of {what} has too many levels") from error
 
 
 def _merge(old: dict[str, object], new: dict[str, object]) -> dict[str, object]:

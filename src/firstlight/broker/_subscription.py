@@ -15,6 +15,8 @@ __all__ = ["Delivery", "Receiver", "Subscription"]
 
 #: Batches that are read back from disk ahead of the one that is needed.
 _READ_AHEAD = 4
+#: What is handed over in one call is pinned until it is sent, however slow the receiver.
+_BYTES_AT_ONCE = 1 << 20
 
 
 class Delivery(NamedTuple):
@@ -88,20 +90,34 @@ class Subscription:
             self.queue.append(_Unit(streams.find_dataset(message_id), order.attempt, dataset=True))
 
     def pump(self) -> None:
-        """Hand over what is in memory, up to the first that has to be read back."""
+        """Hand over what is in memory, up to the first that has to be read back, or as much as the receiver can take."""
+        while self._hand_over():
+            pass
+        self.check_end()
+
+    def _hand_over(self) -> bool:
+        """Hand over so much that the receiver can say whether it takes more; True if it may."""
+        try:
+            return self._hand_over_held()
+        finally:
+            while self._held:
+                self._held.pop().unpin()
+
+    def _hand_over_held(self) -> bool:
         ready: list[Delivery] = []
-        while self.queue and not self.over and not self.receiver.congested:
+        n_bytes = 0
+        while self.queue and not self.over and n_bytes < _BYTES_AT_ONCE and not self.receiver.congested:
             unit = self.queue[0]
             if not self._fetch(unit):
                 self._read_ahead()
                 break
             self.queue.popleft()
-            ready += self._deliveries(unit)
+            deliveries = self._deliveries(unit)
+            n_bytes += sum(delivery.slot.length for delivery in deliveries)
+            ready += deliveries
         if ready:
             self.receiver.deliver(ready)
-        while self._held:
-            self._held.pop().unpin()
-        self.check_end()
+        return n_bytes >= _BYTES_AT_ONCE
 
     def _fetch(self, unit: _Unit) -> bool:
         """Whether everything of the unit that still exists is in memory; asks for what is not."""
