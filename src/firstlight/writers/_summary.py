@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import EllipseCollection
 from matplotlib.colors import Colormap, LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from firstlight.errors import ConfigurationError, DataError, StorageError
 from firstlight.processors import Peaks
@@ -224,6 +224,8 @@ def _show(axes: Axes, values: npt.NDArray[np.float64], colours: str) -> None:
     scale = axes.figure.colorbar(drawn, cax=bar, orientation="horizontal")
     scale.outline.set_visible(False)
     bar.tick_params(labelsize=9, colors=_SOFT, which="both")
+    # Below two decades the numbers between the powers of ten would be written, too, one over the other.
+    bar.xaxis.set_minor_formatter(NullFormatter())
     legend = axes.inset_axes((0.86, -0.055, 0.025, 0.02))
     legend.set_facecolor(_MASKED)
     legend.set_xticks([])

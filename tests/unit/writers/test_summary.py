@@ -3,6 +3,7 @@ from __future__ import annotations
 import struct
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +128,22 @@ def test_file_writer_loads_no_drawing_library_and_the_other_way_round() -> None:
         env={"PYTHONPATH": ":".join(sys.path)},
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_numbers_below_the_colours_do_not_overlap(tmp_path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from firstlight.writers._summary import _show
+
+    figure = Figure(figsize=(14, 10), dpi=120)
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_axes((0.045, 0.36, 0.445, 0.555))
+    _show(axes, np.random.default_rng(0).uniform(150, 4000, (300, 400)), "inferno")
+    canvas.draw()
+    (bar, _) = axes.child_axes
+    labels = [label for label in bar.get_xticklabels(which="both") if label.get_text()]
+    spans = sorted((box.x0, box.x1) for box in (label.get_window_extent() for label in labels))
+    inside = [span for span in spans if span[1] > bar.bbox.x0 and span[0] < bar.bbox.x1]
+    assert inside  # at least one power of ten is named
+    assert all(left[1] <= right[0] for left, right in pairwise(inside))
