@@ -126,7 +126,7 @@ class ProducerChannel:
             own = self._own_region() if n_bytes > _IN_PLACE_BYTES else None
             if self._making_region:
                 return
-            found = self._broker.room.reserve(n_bytes, times, own)
+            found = self._broker.room.reserve(n_bytes, times, self.stream.policy, own)
             if found is None:
                 self._wait_for_room()
                 return

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Hashable
 
 from firstlight.errors import StorageError
+from firstlight.model import Policy
 from firstlight.storage import MemoryRegion, Role, Slot, Store
 
 __all__ = ["Room"]
@@ -17,6 +18,10 @@ logger = logging.getLogger(__name__)
 _MAX_INDEX_BACKLOG = 256 << 20
 #: Room appears in ways that nobody announces (a producer's region that is made); look again after so long.
 _LOOK_AGAIN_S = 0.05
+#: So much of a shared ring may be pinned when messages come that will be pinned themselves: until every group has read them, or
+#: until they are on disk. Whoever waits longer leaves more, so that a group that never reads or a full disk stops its own sources only.
+_SHARE_UNTIL_READ = 0.5
+_SHARE_UNTIL_WRITTEN = 0.75
 
 
 class Room:
@@ -45,13 +50,17 @@ class Room:
         #: Rings in which a producer waits for room, and since when.
         self.short_since: dict[MemoryRegion, float] = {}
 
-    def reserve(self, n_bytes: int, times: int, own: MemoryRegion | None) -> tuple[MemoryRegion, Slot] | None:
+    def reserve(
+        self, n_bytes: int, times: int, policy: Policy, own: MemoryRegion | None
+    ) -> tuple[MemoryRegion, Slot] | None:
         """Room for a batch, or None as long as there is none; try again from `when_freed`.
 
         Parameters
         ----------
         times
             Make it room for so many batches, if that is easy.
+        policy
+            Messages that stay in memory until somebody has read or written them leave a part of what is shared to others.
         own
             The producer's own region, for large batches.
         """
@@ -62,13 +71,23 @@ class Room:
         )
         if region is None:
             return None
-        slot = region.ring.reserve(n_bytes * times) if times > 1 else None
-        slot = slot or region.ring.reserve(n_bytes)
+        slot = self._take(region, n_bytes, times, policy if region is not own else None)
         if slot is None:
             self.short_since.setdefault(region, self._clock())
             return None
         self.short_since.pop(region, None)
         return region, slot
+
+    def _take(self, region: MemoryRegion, n_bytes: int, times: int, policy: Policy | None) -> Slot | None:
+        ring = region.ring
+        # A producer that falls silent keeps what it was granted, so nobody gets more than is needed of what is scarce.
+        if times > 1 and ring.pinned + n_bytes * times <= ring.size // 4:
+            slot = ring.reserve(n_bytes * times)
+            if slot is not None:
+                return slot
+        if policy is not None and ring.pinned and ring.pinned + n_bytes > _share(policy) * ring.size:
+            return None
+        return ring.reserve(n_bytes)
 
     def reserve_read_back(self, n_bytes: int) -> tuple[MemoryRegion, Slot] | None:
         """Room for a batch that is read from disk again, or None as long as there is none."""
@@ -124,3 +143,9 @@ class Room:
     def region_of(self, slot: Slot) -> MemoryRegion:
         """The memory in which a slot lies."""
         return self._store.pool.region_of(slot)
+
+
+def _share(policy: Policy) -> float:
+    if policy.holds:
+        return _SHARE_UNTIL_READ
+    return _SHARE_UNTIL_WRITTEN if policy.persists else 1.0
