@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -210,6 +211,22 @@ def test_the_files_are_where_it_says_and_nothing_else_is_left(finished: Result) 
     assert record == {"program": "firstlight demo", **finished.summary}
 
 
+def test_the_tutorial_reads_what_was_written(finished: Result) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "tutorials" / "the-demo.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    environment = {**os.environ, "MPLBACKEND": "agg"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=finished.out, env=environment, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        most = max(int(row["n_peaks"]) for row in finished.rows)
+        assert done.stdout == f"{finished.summary['written']} frames of (1062, 1028) pixels; most peaks: {most}\n"
+        assert (finished.out / "best.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    finally:
+        (finished.out / "best.png").unlink(missing_ok=True)
+
+
 def test_memory_is_bounded_and_progress_is_not_data(finished: Result) -> None:
     assert 100e6 < finished.summary["peak_memory_bytes"] < 1.5e9
     assert "sent 60 of 60" in finished.stderr
@@ -229,6 +246,18 @@ def test_a_real_recording_goes_through_with_the_sums_of_its_frames(tmp_path: Pat
         assert np.count_nonzero(~good) == 38130
         assert [int(frame[good].sum(dtype=np.uint64)) for frame in file["entry/data/data"]] == SUMS
         assert file["entry/frames/message_id"][()].tolist() == list(range(1, 11))
+
+
+def test_of_a_recording_with_two_series_the_first_is_shown(tmp_path: Path) -> None:
+    path = recording("eiger_v2/eiger1_1m_v2_10frames.cbors")
+    twice = tmp_path / "twice.cbors"
+    twice.write_bytes(2 * path.read_bytes())
+    assert look_through(twice).n_series == 2
+    result = run(tmp_path / "results", "--recording", str(twice), "--rate", "0")
+    assert result.code == 0, result.stderr
+    assert [int(row["total_counts"]) for row in result.rows] == SUMS
+    assert result.summary["frames"] == 10 and result.summary["doubts"] == []
+    assert "the recording holds 2 series; the first one was shown" in result.summary["notes"]
 
 
 def test_ctrl_c_ends_everything_in_order(tmp_path: Path) -> None:

@@ -301,6 +301,8 @@ class _Demo:
 
     def _conclude(self) -> Summary:
         self._writer.say("conclude")
+        # A recording may have more than the series that was shown, which nobody is going to read.
+        self._detector.say("cancel")
         for child in self._children:
             if child is not self._writer and self._running is not None:
                 self._await(child, "done", "waiting for the detector and the connector to end")
@@ -362,8 +364,13 @@ class _Demo:
             peak_memory_bytes=self._peak_memory,
             bytes_received=facts.get("received_bytes", 0),
             doubts=self._doubts(facts, results),
-            notes=[note for child in self._children for note in child.notes],
+            notes=self._notes(facts),
         )
+
+    def _notes(self, facts: Mapping[str, Any]) -> list[str]:
+        notes = [note for child in self._children for note in child.notes]
+        n_series = facts.get("n_series", 1)
+        return [*notes, f"the recording holds {n_series} series; the first one was shown"] if n_series > 1 else notes
 
     def _doubts(self, facts: Mapping[str, Any], results: int) -> list[str]:
         stats = self._running.stats if self._running is not None else None
