@@ -22,6 +22,8 @@ myst_heading_anchors = 3
 # A single back-quoted word in a docstring is a parameter or a name nearby. It is shown as code; linking each of them
 # would make every short name in the project ambiguous.
 default_role = "literal"
+# Attributes of the same name in several classes: a type in a signature is not one of them.
+suppress_warnings = ["ref.python"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True

@@ -24,6 +24,7 @@ _PACKAGE_PAGE = """# {name}
 .. automodule:: {name}
    :members:
    :show-inheritance:
+   :exclude-members: {elsewhere}
 ```
 """
 
@@ -56,6 +57,13 @@ def _public_packages() -> list[str]:
         if name != "firstlight.cli" and getattr(importlib.import_module(name), "__all__", ()):
             found.append(name)
     return found
+
+
+def _from_elsewhere(package: str) -> str:
+    """Names that a package passes on; each is described by the package that defines it."""
+    module = importlib.import_module(package)
+    homes = {name: getattr(getattr(module, name), "__module__", package) or package for name in module.__all__}
+    return ", ".join(name for name, home in homes.items() if home.startswith("firstlight") and not f"{home}.".startswith(f"{package}."))
 
 
 def _list_of_names() -> str:
@@ -92,7 +100,7 @@ def write_pages(app: Any) -> None:
         if stale.stem not in packages:
             stale.unlink()
     for name in packages:
-        _write(reference / "api" / f"{name}.md", _PACKAGE_PAGE.format(name=name))
+        _write(reference / "api" / f"{name}.md", _PACKAGE_PAGE.format(name=name, elsewhere=_from_elsewhere(name)))
     _write(reference / "api" / "index.md", _API_INDEX.format(names=_list_of_names()))
     _write(reference / "command-line.md", _command_line_page())
 

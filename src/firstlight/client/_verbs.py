@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -87,21 +88,35 @@ def outgoing(
     if parts > 1 and id is None:
         raise DataError("the parts of a dataset need an id, so that they find each other")
     if isinstance(data, np.ndarray):
-        if spec is None:
-            spec = ArraySpec.of(data)
+        text = _description(data.dtype, data.shape) if spec is None else _text(spec)
         owned = not data.flags.c_contiguous
         array = np.ascontiguousarray(data)
         blob: Buffer = array.reshape(-1).view(np.uint8).data if array.nbytes else b""
         blob = blob if owned or not copy or not _may_change(array) else bytes(blob)
     else:
-        view = memoryview(data).cast("B")
-        blob = data if isinstance(data, bytes) else view if view.readonly or not copy else bytes(view)
-    if spec is not None:
-        text = spec.to_json()
+        text = "" if spec is None else _text(spec)
+        blob = data if isinstance(data, bytes) else _as_bytes(data, copy=copy)
+    if text:
         json = encode_json({**meta, DATA_FORMAT: text} if meta else {DATA_FORMAT: text}, "metadata")
     else:
         json = encode_json(meta, "metadata") if meta else b"{}"
     return Outgoing(id or 0, time.time_ns() if timestamp_ns is None else timestamp_ns, part, parts, json, blob)
+
+
+def _as_bytes(data: Any, *, copy: bool) -> Buffer:
+    view = memoryview(data).cast("B")
+    return view if view.readonly or not copy else bytes(view)
+
+
+@lru_cache(maxsize=256)
+def _description(dtype: np.dtype[Any], shape: tuple[int, ...]) -> str:
+    """What the metadata say of an array that is sent as it is; the frames of a stream share it."""
+    return ArraySpec(dtype, shape).to_json()
+
+
+@lru_cache(maxsize=256)
+def _text(spec: ArraySpec) -> str:
+    return spec.to_json()
 
 
 def _may_change(array: np.ndarray[Any, Any]) -> bool:
