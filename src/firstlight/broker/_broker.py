@@ -30,7 +30,7 @@ from firstlight.errors import (
     StreamFinishedError,
     StreamNotFoundError,
 )
-from firstlight.model import Ack, Policy, StreamId
+from firstlight.model import Ack, Keep, Policy, StreamId
 from firstlight.monitoring import Health, Registry
 from firstlight.storage import (
     MemoryRegion,
@@ -292,8 +292,10 @@ class Broker:
             stream.ended = StreamEnded(stream.no, stream.order.last_id, time.time_ns(), next_stream, aborted)
             self.store.note(stream.ended)
             self._touch(stream)
-        if on_stored is not None:
+        if on_stored is not None and stream.policy.keep is not Keep.MEMORY:
             self.store.note(None, on_done=on_stored)
+        elif on_stored is not None:
+            on_stored()  # it outlives us no more than its messages do, so a full disk holds nobody up
 
     def _evicted(self, slot: Slot) -> None:
         place: Place | None = slot.owner
@@ -403,6 +405,9 @@ class Broker:
         for first, last, delay_s in nacked:
             group.nack(first, last, delay_s=delay_s, now=self._clock())
         entry = stream.progress_entry(subscription.group_name) if subscription.group_name is not None else None
+        if on_saved is not None and stream.policy.keep is Keep.MEMORY:
+            on_saved()  # as the end of such a stream
+            on_saved = None
         if entry is not None or on_saved is not None:
             self.store.note(entry, on_done=on_saved, urgent=False)
         if stream.held and stream.release_held():

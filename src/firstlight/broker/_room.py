@@ -19,7 +19,8 @@ _MAX_INDEX_BACKLOG = 256 << 20
 #: Room appears in ways that nobody announces (a producer's region that is made); look again after so long.
 _LOOK_AGAIN_S = 0.05
 #: So much of a shared ring may be pinned when messages come that will be pinned themselves: until every group has read them, or
-#: until they are on disk. Whoever waits longer leaves more, so that a group that never reads or a full disk stops its own sources only.
+#: until they are on disk. Whoever may wait longer leaves more, so that a group that never reads, or a full disk, stops its own
+#: sources only.
 _SHARE_UNTIL_READ = 0.5
 _SHARE_UNTIL_WRITTEN = 0.75
 

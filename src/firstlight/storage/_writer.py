@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -109,7 +108,6 @@ class Writer:
         self.spoilt = 0
         self._failing = False
         self._stopping = threading.Event()
-        self._checked_at = 0.0
         self._thread = threading.Thread(target=self._run, name="firstlight-writer", daemon=True)
         self._thread.start()
 
@@ -189,6 +187,8 @@ class Writer:
         self._sealed.clear()
         if any(item.sync for item in items):
             self._sync()
+        # Before anybody is told that it is safe. A round that comes again appends entries that change nothing.
+        self._check_presence()
 
     def _sync(self) -> None:
         # All of them: what has to last now may have been written in an earlier round, which asked for no flush or
@@ -246,11 +246,7 @@ class Writer:
         self._sealed.append(SegmentKnown(segment.number, *source, segment.end))
 
     def _check_presence(self) -> None:
-        # Files can be deleted under our open descriptors; what we write then is lost and nothing else tells.
-        now = time.monotonic()
-        if now - self._checked_at < 0.2:
-            return
-        self._checked_at = now
+        # Files can be deleted under our open descriptors; what we write then is lost and nothing else tells. It takes 3 us.
         if self._journal.vanished or any(segment.unlinked for segment in self._open.values()):
             raise StorageError(
                 f"the data directory {self._root} was deleted or replaced while the service runs; nothing can be kept "
