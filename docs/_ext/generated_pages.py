@@ -63,7 +63,11 @@ def _from_elsewhere(package: str) -> str:
     """Names that a package passes on; each is described by the package that defines it."""
     module = importlib.import_module(package)
     homes = {name: getattr(getattr(module, name), "__module__", package) or package for name in module.__all__}
-    return ", ".join(name for name, home in homes.items() if home.startswith("firstlight") and not f"{home}.".startswith(f"{package}."))
+    return ", ".join(
+        name
+        for name, home in homes.items()
+        if home.startswith("firstlight") and not f"{home}.".startswith(f"{package}.")
+    )
 
 
 def _list_of_names() -> str:
