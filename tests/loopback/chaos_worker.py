@@ -128,5 +128,63 @@ def tail(url: str, source: str, shared_memory: bool, prefetch: int) -> None:
         tell(received=n, lost=consumer.lost)
 
 
+def churn(url: str, source: str, shared_memory: bool) -> None:
+    """Make a stream, fill it, read it as a group with some hesitation, delete it, and so on; a new connection now and then."""
+    cycle = 0
+    while not asked_to_stop():
+        with Client(url, shared_memory=shared_memory, name=f"churn {source}") as client:
+            for _ in range(20):
+                cycle += 1
+                _churn_once(client, source, f"s{cycle}")
+                tell(cycle=cycle, resident=_resident_bytes())
+
+
+def _churn_once(client: Client, source: str, stream: str) -> None:
+    n = 120
+    with client.produce(source, stream=stream) as out:
+        for number in range(1, n + 1):
+            out.send(blob_of(1, number), id=number, meta=meta_of(1, number))
+    hesitated, read = False, 0
+    with client.consume(source, stream=stream, group="g", ack="manual", timeout=20.0) as consumer:
+        for message in consumer:
+            if message.id == n // 2 and not hesitated:
+                hesitated = True
+                message.nack(delay_s=0.01)
+            else:
+                read += 1
+                message.ack()
+        assert read + consumer.lost == n, (read, consumer.lost)
+    client.find(source, "meta.n > 100", stream=stream)
+    client.delete(source, stream=stream)
+
+
+def drip(url: str, source: str, shared_memory: bool) -> None:
+    """Message after message, each waited for, stored and read before the next; in streams as long as a scan."""
+    with Client(url, shared_memory=shared_memory, name=f"drip {source}") as client:
+        scan = 0
+        while not asked_to_stop():
+            scan += 1
+            _drip_scan(client, source, f"scan{scan}")
+            client.delete(source, stream=f"scan{scan}")
+
+
+def _drip_scan(client: Client, source: str, stream: str) -> None:
+    with client.produce(source, stream=stream) as out:
+        consumer = client.consume(source, stream=stream, timeout=20.0)
+        for number in range(1, 1001):
+            out.send(blob_of(2, number), id=number, meta={"n": number})
+            out.flush()
+            assert next(consumer).id == number
+            if number % 200 == 0:
+                tell(dripped=number, resident=_resident_bytes())
+                if asked_to_stop(0.002):
+                    break
+
+
+def _resident_bytes() -> int:
+    with open("/proc/self/status", encoding="ascii") as status:
+        return next(int(line.split()[1]) << 10 for line in status if line.startswith("RssAnon:"))
+
+
 if __name__ == "__main__":
     globals()[sys.argv[1]](**json.loads(sys.argv[2]))

@@ -242,6 +242,26 @@ def test_a_client_that_stops_reading_is_cut_off_and_hurts_nobody(service: Runnin
         assert (sleeper.wait_for("received"), sleeper.wait_for("lost")) == (n, 0)
 
 
+def test_a_client_that_stops_reading_holds_little_memory_as_long_as_it_is_borne(tmp_path: Path) -> None:
+    n = 60  # 120 MiB through the 16 MiB that producers over the network share
+    with (
+        service_with(tmp_path, SETTINGS.replace("stall_timeout_s = 2.0", "stall_timeout_s = 300.0")) as service,
+        Client(service.url, shared_memory=False) as client,
+        Worker("tail", url=service.url, source="disk", shared_memory=False, prefetch=100_000) as sleeper,
+    ):
+        send(client, "disk", 1, 4, ack="written", finish=False)
+        sleeper.wait_for("started")
+        sleeper.process.send_signal(signal.SIGSTOP)
+        try:
+            send(client, "disk", 5, n, ack="written", timeout=5.0)
+            assert numbers(client.consume("disk", stream="s", timeout=10)) == list(range(1, n + 1))
+            assert pinned(client) <= 8 << 20
+        finally:
+            sleeper.process.send_signal(signal.SIGCONT)
+        sleeper.finish()
+        assert (sleeper.wait_for("received"), sleeper.wait_for("lost")) == (n, 0)
+
+
 def test_a_client_that_stops_while_it_looks_at_shared_memory_hurts_nobody(service: RunningService) -> None:
     n = 80
     with Client(service.url) as client:

@@ -627,6 +627,7 @@ class AsyncClient:
                 self._timer.cancel()
                 self._timer = None
             self._end()
+            self._session.closed()
             if self._reconnecting is not None:
                 self._reconnecting.cancel()
         if self._reconnecting is not None:

@@ -634,6 +634,7 @@ class Client:
         self._wake()
         self._thread.join()
         self._sock.close()
+        self._session.closed()
         pipe = (self._wake_receive, self._wake_send)
         self._wake_receive = self._wake_send = -1  # somebody may still want to wake a thread that is gone
         for fd in pipe:

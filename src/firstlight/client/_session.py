@@ -197,6 +197,14 @@ class Session(Outlet):
             if isinstance(channel, ProducerCore):
                 channel.disconnected()
 
+    def closed(self) -> None:
+        """No connection follows: buffers that nobody looks at are given back now.
+
+        A session is part of reference cycles, and the garbage collector, which counts objects and not bytes, may leave it alone
+        for minutes.
+        """
+        self._payloads = PayloadPool(limit=0)
+
     # -- Outlet -----------------------------------------------------------------------------------------------------
 
     def send(self, message: FromClient, payload: Sequence[Buffer] = ()) -> None:
