@@ -82,7 +82,8 @@ class Room:
     def _take(self, region: MemoryRegion, n_bytes: int, times: int, policy: Policy | None) -> Slot | None:
         ring = region.ring
         # A producer that falls silent keeps what it was granted, so nobody gets more than is needed of what is scarce.
-        if times > 1 and ring.pinned + n_bytes * times <= ring.size // 4:
+        plenty = ring.size // 4 if policy is not None else ring.size // 2
+        if times > 1 and ring.pinned + n_bytes * times <= plenty:
             slot = ring.reserve(n_bytes * times)
             if slot is not None:
                 return slot
