@@ -26,7 +26,7 @@ from firstlight.errors import (
     StreamNotFoundError,
     StreamTimeoutError,
 )
-from firstlight.model import ArraySpec, Compression, Keep, Policy, encode
+from firstlight.model import ArraySpec, Compression, Keep, Policy, StreamId, encode
 from firstlight.storage import StorageSettings
 from firstlight.testing import ThreadService
 
@@ -552,6 +552,30 @@ def test_who_keeps_the_memory_that_others_need_is_cut_off(tmp_path: Path) -> Non
             out.send(frame(1))
             out.flush()
         assert other.status()["counters"]["connections_cut_off"] == 1
+
+
+def test_a_mistake_with_one_stream_does_not_stop_the_others(service: ThreadService) -> None:
+    class Broken:
+        congested = False
+
+        def deliver(self, deliveries: object) -> None:
+            raise ZeroDivisionError
+
+        missing = ended = deliver
+
+    with Client(service.url) as client:
+        for stream in ("a", "b"):
+            with client.produce("det", stream=stream) as out:
+                out.send(b"x")
+        broker = service.broker
+
+        def subscribe() -> None:
+            found = broker.stream(StreamId("commissioning", "det", "a"))
+            broker.credit(broker.subscribe(found, Broken()), 1)
+
+        service.call(subscribe)
+        assert [m.id for m in client.consume("det", stream="b", group="g")] == [1]
+        assert client.status()["counters"]["internal_errors"] >= 1
 
 
 def test_nobody_there() -> None:

@@ -473,7 +473,14 @@ class Broker:
         self._scheduled = False
         dirty, self._dirty = self._dirty, {}
         for stream in dirty:
+            self._deliver_or_report(stream)
+
+    def _deliver_or_report(self, stream: Stream) -> None:
+        try:
             self._deliver_stream(stream)
+        except Exception:  # a mistake of ours with one stream must not stop the others
+            logger.exception("delivering %s failed; this is a bug in the service", stream.id)
+            self.measures.internal_errors.add()
 
     def _deliver_stream(self, stream: Stream) -> None:
         for (_, query), audience in list(stream.audiences.items()):
@@ -506,7 +513,7 @@ class Broker:
         self._timer = None
         self.room.freed()
         for stream in list(self._subscriptions):
-            self._deliver_stream(stream)
+            self._deliver_or_report(stream)
 
     # -- retention and the end --------------------------------------------------------------------------------------
 

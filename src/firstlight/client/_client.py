@@ -176,6 +176,10 @@ class Client:
                 return
             except (OSError, RemoteProtocolError) as error:
                 reason = error
+            except Exception as error:  # a mistake of ours: those who wait must learn of it
+                logger.exception("the client's thread failed; this is a bug in the client")
+                self._give_up(ConnectionLostError(f"this client stopped because of an error of its own: {error!r}"))
+                return
             if self._session.refused is not None:
                 self._give_up(self._session.refused)
             elif not self._closing:
