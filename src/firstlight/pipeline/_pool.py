@@ -88,7 +88,7 @@ class Pool:
         while True:
             try:
                 what = worker.pipe.recv()
-            except (EOFError, OSError):
+            except (EOFError, OSError, TypeError):  # a pipe that is closed while it is read has no number any more
                 self._inbox.put(Gone(number))
                 return
             if isinstance(what, Left | Broke):

@@ -43,7 +43,10 @@ class Pusher:
         """Send one multipart message, waiting for a reader with room; False when `stop` was set before."""
         while not stop.is_set():
             if self._socket.poll(_POLL_MS, zmq.POLLOUT):
-                self._socket.send_multipart(parts, copy=False)
+                try:
+                    self._socket.send_multipart(parts, zmq.NOBLOCK, copy=False)
+                except zmq.Again:  # the reader went away since
+                    continue
                 return True
         return False
 
