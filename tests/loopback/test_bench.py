@@ -53,6 +53,14 @@ def test_all_three_processes_are_accounted_for(report: Report, name: str) -> Non
     assert sample.n_bytes > 0
 
 
+def test_the_limit_of_tcp_explains_and_judges_nothing(report: Report) -> None:
+    (sample,) = report.samples["tcp"]
+    assert set(sample.cpu_s) == {"producer", "service"}
+    assert sample.n_bytes == 24 * 400_000
+    (row,) = [row for row in report.rows if row.against == "tcp"]
+    assert (row.case, row.target, row.reached) == ("tcp-local", "", None)
+
+
 def test_bytes_are_those_of_the_timed_part(report: Report) -> None:
     assert report.samples["local"][0].n_bytes == report.samples["zmq-tcp"][0].n_bytes == 24 * 400_000
     assert report.samples["disk"][0].n_bytes == 120 * 400_000

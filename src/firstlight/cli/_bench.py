@@ -67,7 +67,7 @@ def _show(report: Report, as_markdown: bool) -> None:
 
     table = Table(*CELLS, caption=headline(report.machine))
     for row in report.rows:
-        table.add_row(*cells(row), style="" if row.reached else "red")
+        table.add_row(*cells(row), style="red" if row.reached is False else "")
     Console().print(table)
     for line in doubts(report):
         note(f"to be doubted: {line}")

@@ -17,7 +17,7 @@ __all__ = ["Indexer"]
 
 logger = logging.getLogger(__name__)
 
-_COMMIT_EVERY_S = 0.01
+_COMMIT_EVERY_S = 0.1
 _RETRY_S = 0.5
 
 T = TypeVar("T")
@@ -102,7 +102,9 @@ class Indexer:
                 continue
             if isinstance(item, list):
                 for batch in merged(item):
+                    started = time.monotonic()
                     self._add(batch)
+                    self._rest(time.monotonic() - started)
                 now = time.monotonic()
                 deadline = deadline or now + _COMMIT_EVERY_S
                 if now >= deadline:  # the queue may never be empty
@@ -114,6 +116,14 @@ class Indexer:
             if item is None:
                 return
             item()
+
+    def _rest(self, duration_s: float) -> None:
+        """Leave the processor to others for as long as it was used, unless there is more to do already.
+
+        The database computes for milliseconds on end; an event loop that shares a processor with it would be late meanwhile.
+        """
+        if self._queue.empty():
+            time.sleep(duration_s)
 
     def _add(self, batch: IndexedBatch) -> None:
         self._uncommitted.append(batch)

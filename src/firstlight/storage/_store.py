@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 _INDEX_NAME = "index.sqlite"
 #: Entries that nobody waits for may be written so much later, and messages be indexed: queries do not wait for that.
 _WRITE_WITHIN_S = 0.005
-_INDEX_WITHIN_S = 0.03
+_INDEX_WITHIN_S = 0.02
 
 T = TypeVar("T")
 

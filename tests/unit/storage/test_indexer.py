@@ -108,7 +108,7 @@ def test_a_queue_that_is_never_empty_does_not_keep_messages_from_being_found(
 ) -> None:
     index = _CountingIndex(tmp_path / "counting.sqlite")
     feeding = start(index)
-    n = 600
+    n = 4000
     for k in range(n):
         feeding.indexer.add(_batch(1 + 100 * k, 100))
     index.gate.set()

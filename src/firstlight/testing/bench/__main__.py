@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from firstlight.errors import FirstlightError
-from firstlight.testing.bench import _peers, _roles
+from firstlight.testing.bench import _limits, _peers, _roles
 from firstlight.testing.bench._children import Talk
 
 _ROLES: dict[str, tuple[type[msgspec.Struct], Callable[[Any, Talk], None]]] = {
@@ -17,6 +17,7 @@ _ROLES: dict[str, tuple[type[msgspec.Struct], Callable[[Any, Talk], None]]] = {
     "consume": (_roles.ConsumeTask, _roles.consume),
     "pace": (_roles.PaceTask, _roles.produce_paced),
     "watch": (_roles.WatchTask, _roles.follow_paced),
+    "tcp-send": (_limits.TcpTask, _limits.tcp_send),
     "zmq-produce": (_peers.ZmqTask, _peers.zmq_produce),
     "zmq-proxy": (_peers.ZmqTask, _peers.proxy),
     "zmq-consume": (_peers.ZmqTask, _peers.zmq_consume),

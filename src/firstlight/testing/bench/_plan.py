@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from firstlight.errors import ConfigurationError
-from firstlight.testing.bench._limits import direct_limits, memcpy_limit
+from firstlight.testing.bench._limits import direct_limits, memcpy_limit, tcp_limit
 from firstlight.testing.bench._paths import run_disk, run_frames, run_indexed, run_paced, run_small
 from firstlight.testing.bench._peers import run_zmq, zmq_versions
 from firstlight.testing.bench._sample import FULL, Machine, Sample, Setup, Sizes, describe_machine
@@ -33,7 +33,7 @@ class Claim:
     text
         What is measured, for people; `Sizes` are filled in.
     limit
-        The figure, or its ratio to that of `against`, ...
+        The figure, or its ratio to that of `against`, ...; None: the comparison is there to explain the others.
     at_least
         ... has to be at least so large; False: at most.
     against
@@ -43,18 +43,20 @@ class Claim:
     case: str
     sample: str
     text: str
-    limit: float
+    limit: float | None
     against: str = ""
     at_least: bool = True
 
 
 _LOCAL = "{frame}, local producer, local consumer"
+_TCP_LOCAL = "{frame}, TCP producer, local consumer"
 _QUERY = "metadata query over {indexed} messages, 1 % match, field"
 
 CLAIMS = (
     Claim("local", "local", _LOCAL, 0.5, "memcpy"),
     Claim("local", "local", _LOCAL, 2.5, "zmq-ipc"),
-    Claim("tcp-local", "tcp-local", "{frame}, TCP producer, local consumer", 1.5, "zmq-tcp"),
+    Claim("tcp-local", "tcp-local", _TCP_LOCAL, 1.5, "zmq-tcp"),
+    Claim("tcp-local", "tcp-local", _TCP_LOCAL, None, "tcp"),
     Claim("tcp-tcp", "tcp-tcp", "{frame}, TCP producer, TCP consumer", 1.0, "zmq-tcp"),
     Claim("small", "small", "{small} in batches, indexed, acknowledged by a group", 150_000),
     Claim(
@@ -86,6 +88,7 @@ _STEPS = (
     _Step("memcpy", ("memcpy",), memcpy_limit),
     _Step("pyzmq ipc", ("zmq-ipc",), partial(run_zmq, transport="ipc")),
     _Step("local", ("local",), partial(run_frames, local_producer=True, local_consumer=True)),
+    _Step("bare TCP", ("tcp",), tcp_limit),
     _Step("pyzmq tcp", ("zmq-tcp",), partial(run_zmq, transport="tcp")),
     _Step("TCP to local", ("tcp-local",), partial(run_frames, local_producer=False, local_consumer=True)),
     _Step("TCP to TCP", ("tcp-tcp",), partial(run_frames, local_producer=False, local_consumer=False)),
@@ -98,7 +101,7 @@ _STEPS = (
 
 
 class Row(msgspec.Struct, frozen=True):
-    """A claim and what was found: medians over the rounds, and the range of them."""
+    """A claim and what was found: medians over the rounds, and the range of them; `reached` is None without a target."""
 
     case: str
     text: str
@@ -111,7 +114,7 @@ class Row(msgspec.Struct, frozen=True):
     reference: float | None
     ratio: float | None
     target: str
-    reached: bool
+    reached: bool | None
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -204,7 +207,7 @@ def judge(claim: Claim, samples: Mapping[str, Sequence[Sample]], sizes: Sizes) -
         reference=reference,
         ratio=ratio,
         target=_target(claim),
-        reached=judged >= claim.limit if claim.at_least else judged <= claim.limit,
+        reached=None if claim.limit is None else (judged >= claim.limit) is claim.at_least or judged == claim.limit,
     )
 
 
@@ -219,5 +222,7 @@ def _words(sizes: Sizes) -> dict[str, str]:
 
 
 def _target(claim: Claim) -> str:
+    if claim.limit is None:
+        return ""
     limit = f"{claim.limit:g}" if claim.limit < 1e4 else f"{claim.limit:,.0f}".replace(",", " ")
     return f"{'≥' if claim.at_least else '≤'} {limit}{' x' if claim.against else ''}"

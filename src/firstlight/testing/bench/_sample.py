@@ -43,6 +43,8 @@ class Sizes:
         What the limit of copying goes round, on either side: several times the caches.
     memory
         Of the service.
+    limit_memory_bytes
+        The same for the limit of TCP.
     """
 
     frame_bytes: int = 4_000_000
@@ -58,6 +60,7 @@ class Sizes:
     n_indexed: int = 1_000_000
     copy_set_bytes: int = 256_000_000
     memory: str = "1GiB"
+    limit_memory_bytes: int = 1 << 30
 
 
 FULL = Sizes()

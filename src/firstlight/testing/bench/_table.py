@@ -18,6 +18,7 @@ _FOREIGN_CORES = 0.15
 
 _NAMES = {
     "memcpy": "memcpy",
+    "tcp": "bare TCP",
     "zmq-ipc": "pyzmq ipc",
     "zmq-tcp": "pyzmq tcp",
     "direct-write": "O_DIRECT writes",
@@ -48,7 +49,7 @@ def cells(row: Row) -> tuple[str, ...]:
         "" if row.reference is None else f"{name} {figure(row.reference)}",
         "" if row.ratio is None else f"{row.ratio:.2f}",
         row.target,
-        "yes" if row.reached else "no",
+        {True: "yes", False: "no", None: ""}[row.reached],
     )
 
 
