@@ -12,7 +12,7 @@ import fnmatch
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from pathlib import Path
 from firstlight.broker._group import Group
 from firstlight.broker._intake import Intake, Place, Published
 from firstlight.broker._measures import Measures
-from firstlight.broker._read_back import ReadBack
+from firstlight.broker._read_back import ReadBack, Reading
 from firstlight.broker._room import Room
 from firstlight.broker._search import Search
 from firstlight.broker._stream import Selection, Stream, merged_meta
@@ -30,9 +30,10 @@ from firstlight.errors import (
     StreamFinishedError,
     StreamNotFoundError,
 )
-from firstlight.model import Ack, Keep, Policy, StreamId
+from firstlight.model import Ack, Keep, Policy, Query, StreamId
 from firstlight.monitoring import Health, Registry
 from firstlight.storage import (
+    IndexedMessage,
     MemoryRegion,
     MetaSet,
     Segment,
@@ -243,8 +244,6 @@ class Broker:
         self.store.forget_stream(stream.no, [segment for segment in batches if segment > 0])
         return True
 
-    # -- publishing -------------------------------------------------------------------------------------------------
-
     # -- producing --------------------------------------------------------------------------------------------------
 
     def publish(
@@ -430,7 +429,64 @@ class Broker:
         if entry is not None:
             self.store.note(entry)
 
-    def find(self, stream: Stream, query: str, limit: int | None = None) -> Future[list[int]]:
+    # -- groups of those who ask for one message after the other ----------------------------------------------------
+
+    def group(self, stream: Stream, name: str, selection: Selection = _PLAIN) -> Group:
+        """The group of this name, made if there is none, for somebody who reads by `read` instead of a subscription.
+
+        Raises
+        ------
+        StreamError
+            If there is one that reads something else of the stream.
+        """
+        if name in stream.groups:
+            there, group = stream.groups[name]
+            if there == selection:
+                return group
+        return stream.join(name, selection, acknowledge=True, redeliver_after_s=None, max_attempts=0)
+
+    def pass_over(self, stream: Stream, name: str, first: int, last: int) -> None:
+        """The group has had these, by `read`, and gets them no more."""
+        stream.groups[name][1].pass_over(first, last)
+        self._save(stream, name)
+        if stream.held and stream.release_held():
+            self.room.freed()
+
+    def acknowledge(self, stream: Stream, name: str, first: int, last: int) -> int:
+        """These are done, whoever had them; returns how many were not acknowledged before."""
+        fresh = stream.groups[name][1].ack(first, last)
+        self._save(stream, name)
+        if stream.held and stream.release_held():
+            self.room.freed()
+        return fresh
+
+    def rewind(self, stream: Stream, name: str, last_id: int) -> None:
+        """The group goes on behind `last_id`; other than with `set_cursor`, what it acknowledged stays acknowledged."""
+        selection, group = stream.groups[name]
+        acked = group.acked.copy()
+        self.set_cursor(stream, name, last_id)
+        group.pass_over(1, last_id)
+        for first, last in acked.within(last_id + 1, 1 << 63):
+            group.ack(first, last)
+        self._save(stream, name)
+
+    # -- looking things up ------------------------------------------------------------------------------------------
+
+    def read(self, stream: Stream, batch: int, on_ready: Callable[[Slot | None], None]) -> None:
+        """Bring a batch into memory; `on_ready` gets its slot, or None if its bytes are gone; maybe at once.
+
+        The slot is pinned: give it back with `room.unpin`.
+        """
+        Reading(stream, batch, on_ready, read_back=self._read_back).pump()
+
+    def records(self, stream: Stream, ids: Sequence[int]) -> Future[list[IndexedMessage]]:
+        """Everything about messages except their bytes, whether those are still held or not; in the order of `ids`.
+
+        Parts of a dataset follow each other. What does not exist is left out.
+        """
+        return self.store.ask_index(lambda index: index.records(stream.no, ids))
+
+    def find(self, stream: Stream, query: str | Query, limit: int | None = None) -> Future[list[int]]:
         """The ids of the messages that match, in the order that the query asks for.
 
         Raises

@@ -269,6 +269,13 @@ class Group:
         self._take_pending(first, last)
         self._pass(first, last)
 
+    def pass_over(self, first: int, last: int) -> None:
+        """Somebody who is no member took these: nobody else gets them."""
+        self._take_pending(first, last)
+        self._todo.discard(first, last)
+        self._drop_waiting(first, last)
+        self._pass(first, last)
+
     def unacknowledged(self, ready: Ranges, first: int = 1, last: int = _END) -> list[tuple[int, int]]:
         """What of the deliverable ids is not acknowledged."""
         return [piece for a, b in ready.within(first, last) for piece in self.acked.missing_within(a, b)]

@@ -5,18 +5,25 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Protocol
 
 from firstlight.broker._intake import Place
 from firstlight.broker._measures import Measures
 from firstlight.broker._room import Room
 from firstlight.broker._stream import Stream
-from firstlight.broker._subscription import Subscription
 from firstlight.errors import StorageError
 from firstlight.storage import GONE, MemoryRegion, Slot, Store
 
-__all__ = ["ReadBack"]
+__all__ = ["ReadBack", "Reading", "Waiter"]
 
 logger = logging.getLogger(__name__)
+
+
+class Waiter(Protocol):
+    """Somebody who needs a batch that is not in memory."""
+
+    def pump(self) -> None:
+        """Look again: it is there, or known to be gone."""
 
 
 class ReadBack:
@@ -35,22 +42,22 @@ class ReadBack:
         self._room = room
         self._measures = measures
         self._post = post
-        self._reading: dict[tuple[int, int], list[Subscription]] = {}
+        self._reading: dict[tuple[int, int], list[Waiter]] = {}
 
-    def fetch(self, stream: Stream, batch: int, subscription: Subscription) -> None:
-        """Begin to read a batch, if nobody did; the subscription is pumped when it is there, or known to be gone."""
+    def fetch(self, stream: Stream, batch: int, waiter: Waiter) -> None:
+        """Begin to read a batch, if nobody did; the waiter is pumped when it is there, or known to be gone."""
         key = (stream.no, batch)
         if key in self._reading:
-            if subscription not in self._reading[key]:
-                self._reading[key].append(subscription)
+            if waiter not in self._reading[key]:
+                self._reading[key].append(waiter)
             return
         segment, offset, length = stream.order.place(batch)
         found = self._room.reserve_read_back(length)
         if found is None:
-            self._room.when_freed(subscription, subscription.pump)
+            self._room.when_freed(waiter, waiter.pump)
             return
         region, slot = found
-        self._reading[key] = [subscription]
+        self._reading[key] = [waiter]
         future = self._store.read_back(stream.id, segment, offset, region, slot)
         future.add_done_callback(lambda f: self._post(lambda: self._was_read(stream, batch, region, slot, f)))
 
@@ -70,8 +77,8 @@ class ReadBack:
             stream.order.set_place(batch, GONE, 0)
         elif error is not None:
             raise error
-        for subscription in waiting:
-            subscription.pump()
+        for waiter in waiting:
+            waiter.pump()
 
     def _adopt(self, stream: Stream, batch: int, region: MemoryRegion, slot: Slot) -> None:
         length = stream.order.place(batch)[2]
@@ -80,3 +87,32 @@ class ReadBack:
         used.owner = Place(stream, batch)
         stream.order.slots[batch] = used
         self._measures.read_back_bytes.add(length)
+
+
+class Reading:
+    """One batch for somebody who wants to look at it once.
+
+    Parameters
+    ----------
+    on_ready
+        Called with the slot, pinned, or with None if the bytes are gone; maybe at once.
+    """
+
+    def __init__(
+        self, stream: Stream, batch: int, on_ready: Callable[[Slot | None], None], *, read_back: ReadBack
+    ) -> None:
+        self._stream = stream
+        self._batch = batch
+        self._on_ready = on_ready
+        self._read_back = read_back
+
+    def pump(self) -> None:
+        order = self._stream.order
+        slot = order.slots.get(self._batch)
+        if slot is not None:
+            slot.pin()
+            self._on_ready(slot)
+        elif self._stream.deleted or not order.has_bytes(self._batch):
+            self._on_ready(None)
+        else:
+            self._read_back.fetch(self._stream, self._batch, self)

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 
 from firstlight.broker._stream import Audience, Stream
 from firstlight.errors import StorageError
-from firstlight.model import parse_query
+from firstlight.model import Query, parse_query
 from firstlight.storage import Index, Store, indexed
 
 __all__ = ["Search"]
@@ -41,9 +41,9 @@ class Search:
         self._running: set[tuple[int, str]] = set()
         self.closed = False
 
-    def find(self, stream: Stream, query: str, limit: int | None) -> Future[list[int]]:
+    def find(self, stream: Stream, query: str | Query, limit: int | None) -> Future[list[int]]:
         """See `Broker.find`."""
-        parsed = parse_query(query)
+        parsed = parse_query(query) if isinstance(query, str) else query
         return self._store.ask_index(lambda index: index.query(stream.no, parsed, limit=limit))
 
     def follow(self, stream: Stream, audience: Audience, query: str) -> None:
