@@ -12,7 +12,8 @@ from firstlight.broker._subscription import Delivery, Receiver, Subscription
 
 if TYPE_CHECKING:
     from firstlight.broker._http import http_app
-    from firstlight.broker._service import DEFAULT_HTTP_PORT, HttpSettings, Service, ServiceSettings
+    from firstlight.broker._listener import HttpListener
+    from firstlight.broker._service import DEFAULT_HTTP_PORT, Gateway, HttpSettings, Service, ServiceSettings
 
 __all__ = [
     "DEFAULT_HTTP_PORT",
@@ -20,7 +21,9 @@ __all__ = [
     "Broker",
     "BrokerSettings",
     "Delivery",
+    "Gateway",
     "Group",
+    "HttpListener",
     "HttpSettings",
     "Order",
     "Published",
@@ -38,7 +41,9 @@ __all__ = [
 # The web framework and its server are loaded when somebody wants HTTP.
 _LAZY = {
     "DEFAULT_HTTP_PORT": "_service",
+    "Gateway": "_service",
     "http_app": "_http",
+    "HttpListener": "_listener",
     "HttpSettings": "_service",
     "Service": "_service",
     "ServiceSettings": "_service",

@@ -462,7 +462,7 @@ class Broker:
 
     def rewind(self, stream: Stream, name: str, last_id: int) -> None:
         """The group goes on behind `last_id`; other than with `set_cursor`, what it acknowledged stays acknowledged."""
-        selection, group = stream.groups[name]
+        group = stream.groups[name][1]
         acked = group.acked.copy()
         self.set_cursor(stream, name, last_id)
         group.pass_over(1, last_id)

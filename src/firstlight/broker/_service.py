@@ -6,32 +6,29 @@ import asyncio
 import contextlib
 import gc
 import logging
+import resource
 import signal
-import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-
-import uvicorn
+from typing import Protocol
 
 import firstlight
 from firstlight.broker._broker import Broker, BrokerSettings
 from firstlight.broker._http import http_app
+from firstlight.broker._listener import HttpListener
 from firstlight.broker._server import Server, ServerSettings
-from firstlight.errors import ConfigurationError, ConnectionLostError
 from firstlight.monitoring import Rate
 
-__all__ = ["DEFAULT_HTTP_PORT", "HttpSettings", "Service", "ServiceSettings"]
+__all__ = ["DEFAULT_HTTP_PORT", "Gateway", "HttpSettings", "Service", "ServiceSettings"]
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_HTTP_PORT = 8411
 _SWITCH_INTERVAL_S = 0.0005
 _RATE_EVERY_S = 1.0
-#: HTTP answers that are under way when the service stops get so long to be read.
-_HTTP_GRACE_S = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +66,26 @@ class ServiceSettings:
     http: HttpSettings = field(default_factory=HttpSettings)
 
 
+class Gateway(Protocol):
+    """Another protocol on the same streams, which comes and goes with the service."""
+
+    def listen(self) -> None:
+        """Take the ports, before anything else is done; answer nobody yet."""
+
+    async def start(self, broker: Broker, data: Path) -> None:
+        """Serve; `data` is the data directory of the service."""
+
+    async def stop(self) -> None:
+        """Stop serving, also after a start that failed, or none."""
+
+
 class Service:
     """One service process.
+
+    Parameters
+    ----------
+    gateways
+        Served besides the native protocol.
 
     Everything runs in the event loop in which it is entered. Leaving it is the orderly stop: it stops accepting, closes
     the connections, writes what waits to be written, and gives the data directory free.
@@ -93,12 +108,13 @@ class Service:
             await service.wait_stopped()
     """
 
-    def __init__(self, settings: ServiceSettings) -> None:
+    def __init__(self, settings: ServiceSettings, gateways: Sequence[Gateway] = ()) -> None:
         self.settings = settings
+        self.gateways = gateways
         self._running = False
         self._stop = asyncio.Event()
         self._resources = contextlib.AsyncExitStack()
-        self._http: _Http | None = None
+        self._http: HttpListener | None = None
 
     async def __aenter__(self) -> Service:
         async with contextlib.AsyncExitStack() as resources:
@@ -106,6 +122,10 @@ class Service:
             if self._http is not None:
                 await self._http.start(http_app(self.broker, self.server, is_ready=lambda: self._running))
                 resources.push_async_callback(self._http.stop)
+            for gateway in self.gateways:
+                # Once more, because what it serves with must be gone before the broker is.
+                resources.push_async_callback(gateway.stop)
+                await gateway.start(self.broker, self.settings.data)
             resources.callback(self._stop_accepting)
             self._resources = resources.pop_all()
         self._running = True
@@ -117,8 +137,11 @@ class Service:
     def _open(self, resources: contextlib.AsyncExitStack) -> None:
         if self.settings.http.enabled:
             # Ports before memory and disk: a taken one should not cost the time to read a large data directory.
-            self._http = _Http(self.settings.http)
+            self._http = HttpListener(self.settings.http.host, self.settings.http.port, option="--http-port")
             resources.callback(self._http.sock.close)
+        for gateway in self.gateways:
+            resources.push_async_callback(gateway.stop)
+            gateway.listen()
         self.broker = Broker(self.settings.data, self.settings.broker, loop=asyncio.get_running_loop())
         resources.callback(self.broker.close)
         self.server = Server(self.broker, self.settings.server, software=firstlight.__version__)
@@ -165,6 +188,7 @@ class Service:
             Called once, when clients are served.
         """
         _prefer_short_pauses()
+        _allow_many_files()
         with _signals_call(self._on_signal):
             async with self:
                 if on_ready is not None:
@@ -183,6 +207,12 @@ def _prefer_short_pauses() -> None:
     # What was imported stays; looking through it again and again costs tens of milliseconds each time.
     gc.collect()
     gc.freeze()
+
+
+def _allow_many_files() -> None:
+    """As many connections and segments as the administrator allows; the usual limit is for programs with a few files."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @contextlib.contextmanager
@@ -239,69 +269,3 @@ class _Rates:
 
     def close(self) -> None:
         self._timer.cancel()
-
-
-class _Http:
-    """uvicorn in this event loop, on a socket of ours."""
-
-    def __init__(self, settings: HttpSettings) -> None:
-        self._settings = settings
-        self.sock = _listening_socket(settings.host, settings.port)
-
-    @property
-    def url(self) -> str:
-        host = self._settings.host
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.sock.getsockname()[1]}"
-
-    async def start(self, app: object) -> None:
-        config = uvicorn.Config(
-            app,  # type: ignore[arg-type]  # Starlette is an ASGI application; its annotation and uvicorn's differ
-            lifespan="off", access_log=False, log_config=None, server_header=False,
-            timeout_graceful_shutdown=_HTTP_GRACE_S,
-        )  # fmt: skip
-        self._server = _Uvicorn(config)
-        self._task = asyncio.create_task(self._server.serve(sockets=[self.sock]), name="http")
-        await self._server.listening.wait()
-
-    async def stop(self) -> None:
-        self._server.should_exit = True
-        await self._task
-
-
-class _Uvicorn(uvicorn.Server):
-    """Tells when it listens, and leaves signals to the service."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.listening = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.listening.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def _listening_socket(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
-            0
-        ]
-    except OSError as error:
-        raise ConfigurationError(f"cannot serve HTTP on {host!r}: {error.strerror}", host=host) from error
-    sock = socket.socket(family, kind)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind(address)
-        sock.listen()
-    except OSError as error:
-        sock.close()
-        raise ConnectionLostError(
-            f"cannot serve HTTP on {host}:{port}: {error.strerror}; is another service running? "
-            "Choose another --http-port",
-            host=host, port=port,
-        ) from error  # fmt: skip
-    sock.setblocking(False)
-    return sock

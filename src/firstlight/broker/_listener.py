@@ -1,0 +1,158 @@
+"""HTTP on a socket of ours: uvicorn in this event loop, with limits for those who send too much or nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from firstlight.errors import ConfigurationError, ConnectionLostError
+
+__all__ = ["HttpListener"]
+
+#: Answers that are under way when the service stops get so long to be read.
+_GRACE_S = 2
+#: A connection may rest between two requests.
+_KEEP_ALIVE_S = 60
+#: A request's first line and headers must be here within this, and not be longer.
+_HEAD_WITHIN_S = 20.0
+_MAX_HEAD_BYTES = 64 << 10
+_MAX_CONNECTIONS = 2000
+
+
+class HttpListener:
+    """Serves one application on one port.
+
+    Parameters
+    ----------
+    port
+        0 takes a free one.
+    option
+        Of the command line, to choose another port; for errors.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no such address.
+    ConnectionLostError
+        If the port is taken.
+    """
+
+    def __init__(self, host: str, port: int, *, option: str) -> None:
+        self.host = host
+        self.sock = _listening_socket(host, port, option)
+        self._server: _Uvicorn | None = None
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self.sock.getsockname()[1])
+
+    @property
+    def url(self) -> str:
+        """Where it listens, for people."""
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+    async def start(self, app: object) -> None:
+        """Serve an ASGI application."""
+        config = uvicorn.Config(
+            app,  # type: ignore[arg-type]  # Starlette is an ASGI application; its annotation and uvicorn's differ
+            lifespan="off", access_log=False, log_config=None, server_header=False,
+            timeout_graceful_shutdown=_GRACE_S, timeout_keep_alive=_KEEP_ALIVE_S, http=_Guarded,
+        )  # fmt: skip
+        server = self._server = _Uvicorn(config)
+        self._task = asyncio.create_task(server.serve(sockets=[self.sock]), name="http")
+        await server.listening.wait()
+
+    async def stop(self) -> None:
+        """Stop serving; what is being answered is answered."""
+        if self._server is not None:
+            self._server.should_exit = True
+            self._server = None
+            await self._task
+        self.sock.close()
+
+
+class _Uvicorn(uvicorn.Server):
+    """Tells when it listens, and leaves signals to the service."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class _Guarded(HttpToolsProtocol):
+    """Closes connections that send no end of a header, or none at all; the parser itself would collect for ever."""
+
+    _head_bytes = 0
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._head_timer = self.loop.call_later(_HEAD_WITHIN_S, self._close)
+        if len(self.connections) > _MAX_CONNECTIONS:
+            self._close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._head_bytes += len(data)
+        if self._head_bytes > _MAX_HEAD_BYTES and self._in_head:
+            self._close()
+            return
+        super().data_received(data)
+
+    @property
+    def _in_head(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def on_headers_complete(self) -> None:
+        self._stop_timer()
+        self._head_bytes = 0
+        super().on_headers_complete()
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _close(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.abort()
+
+
+def _listening_socket(host: str, port: int, option: str) -> socket.socket:
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
+            0
+        ]
+    except OSError as error:
+        raise ConfigurationError(f"cannot serve HTTP on {host!r}: {error.strerror}", host=host) from error
+    sock = socket.socket(family, kind)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind(address)
+        sock.listen()
+    except OSError as error:
+        sock.close()
+        raise ConnectionLostError(
+            f"cannot serve HTTP on {host}:{port}: {error.strerror}; is another service running? "
+            f"Choose another {option}",
+            host=host, port=port,
+        ) from error  # fmt: skip
+    sock.setblocking(False)
+    return sock
