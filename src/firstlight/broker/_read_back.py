@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 class Waiter(Protocol):
     """Somebody who needs a batch that is not in memory."""
 
+    def __hash__(self) -> int: ...
+
     def pump(self) -> None:
         """Look again: it is there, or known to be gone."""
 

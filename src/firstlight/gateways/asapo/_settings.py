@@ -37,7 +37,13 @@ class AsapoSettings:
     data_port
         TCP port for messages, to us and from us; None is the one behind `port`, 0 a free one.
     folder
-        Beamlines, beamtimes and their files lie below it; None is ``asapo`` in the data directory.
+        For tokens, and for what the next two leave open; None is ``asapo`` in the data directory.
+    beamlines_folder
+        Which beamtime a beamline has now stands below it, in ``<beamline>/current``, which is also the online folder of that
+        beamtime; None is ``beamlines`` in `folder`.
+    beamtimes_folder
+        The core folders of beamtimes are below it, as ``<beamline>/<year>/<data or commissioning>/<beamtime>``; None is
+        ``beamtimes`` in `folder`.
     tokens
         Whether clients have to show a token.
     secret_file
@@ -55,6 +61,8 @@ class AsapoSettings:
     port: int = DEFAULT_PORT
     data_port: int | None = None
     folder: Path | None = None
+    beamlines_folder: Path | None = None
+    beamtimes_folder: Path | None = None
     tokens: TokenUse = TokenUse.AUTO
     secret_file: Path | None = None
     always_allowed: tuple[str, ...] = ()

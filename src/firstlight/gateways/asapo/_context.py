@@ -1,0 +1,44 @@
+"""What the parts of the gateway share."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+from firstlight.broker import Broker
+from firstlight.gateways.asapo._beamtimes import Beamtimes
+from firstlight.gateways.asapo._buffers import Buffers
+from firstlight.gateways.asapo._records import Records
+from firstlight.gateways.asapo._settings import AsapoSettings
+from firstlight.gateways.asapo._tokens import Tokens
+
+__all__ = ["Context"]
+
+
+@dataclass
+class Context:
+    """One gateway of one broker; everything is used in the broker's thread unless it says otherwise.
+
+    Parameters
+    ----------
+    tokens
+        None if nobody needs one.
+    folder_tokens
+        For the file transfer, which works with tokens in any case.
+    executor
+        For what touches the file system.
+    """
+
+    broker: Broker
+    settings: AsapoSettings
+    tokens: Tokens | None
+    folder_tokens: Tokens
+    beamtimes: Beamtimes
+    loop: asyncio.AbstractEventLoop
+    executor: Executor
+    buffers: Buffers = field(default_factory=Buffers)
+    records: Records = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.records = Records(self.broker, self.buffers)
