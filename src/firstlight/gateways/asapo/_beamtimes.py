@@ -102,9 +102,9 @@ class Beamtimes:
     """
 
     def __init__(self, root: Path, *, beamlines: Path | None = None, beamtimes: Path | None = None) -> None:
-        self._beamlines = (beamlines or root / "beamlines").resolve()
-        self._beamtimes = (beamtimes or root / "beamtimes").resolve()
-        self._unassigned = root.resolve() / "unassigned"
+        self._beamlines = _real(beamlines or root / "beamlines")
+        self._beamtimes = _real(beamtimes or root / "beamtimes")
+        self._unassigned = _real(root) / "unassigned"
 
     def resolve(self, beamtime: str, beamline: str) -> Beamtime:
         """The beamtime that a client means.
@@ -216,7 +216,11 @@ def _given(name: str, what: str) -> str:
 
 
 def _is_inside(path: Path, folder: Path) -> bool:
-    return Path(os.path.realpath(path)).is_relative_to(folder)
+    return _real(path).is_relative_to(folder)
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # other than Path.resolve it has no error of its own for a link to itself
 
 
 def _modified_ns(path: Path) -> int:
