@@ -151,16 +151,31 @@ class StreamOrder:
     def lane(self, min_parts: int) -> Lane:
         """Datasets with at least `min_parts` parts (0: all of them), in the order in which they reached that number.
 
-        A lane that is asked for the first time starts with what is there, in order of ids.
+        A lane that is asked for the first time starts with what is there, in order of ids; that of everything of which there
+        is any part, in order of arrival.
         """
         if min_parts <= 0 or min_parts >= self.parts > 0 or self.parts == 1:
             min_parts = 0
         lane = self._lanes.get(min_parts)
         if lane is None:
             lane = self._lanes[min_parts] = Lane()
+            if min_parts == 1:
+                self._replay(lane)
+                return lane
             for first, last in self._with_parts(min_parts, 1, self.last_id) if self.parts else ():
                 lane.append(first, last - first + 1)
         return lane
+
+    def _replay(self, lane: Lane) -> None:
+        """Fill a lane with every id, in order of arrival."""
+        runs = (
+            run
+            for of_part in self._parts.values()
+            for run in zip(of_part.batch, of_part.first, of_part.count, strict=True)
+        )
+        for _, first, n in sorted(runs):
+            for a, b in lane.ready.missing_within(first, first + n - 1):
+                lane.append(a, b - a + 1)
 
     def duplicates(self, run: Run, part: int) -> list[tuple[int, int]]:
         """Those of the ids of `run` that are there already."""

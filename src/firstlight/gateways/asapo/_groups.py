@@ -100,7 +100,7 @@ class Groups:
 
     def acknowledge(self, stream: Stream, name: str, message_id: int) -> bool:
         """False if it was acknowledged before."""
-        self._group(stream, name)
+        self._by_id(stream, name)  # where the group stands must not be guessed from what is acknowledged now
         standing = self._standing(stream, name)
         standing.redelivery.settle(message_id)
         fresh = self._broker.acknowledge(stream, name, message_id, message_id)
