@@ -40,6 +40,7 @@ from pydantic_settings import (
 
 from firstlight.broker import BrokerSettings, HttpSettings, ServerSettings, ServiceSettings
 from firstlight.errors import ConfigurationError
+from firstlight.gateways.asapo import AsapoSettings, TokenUse
 from firstlight.model import Keep, Policy, WhenFull
 from firstlight.storage import StorageSettings
 
@@ -110,10 +111,11 @@ Duration: TypeAlias = Annotated[float, BeforeValidator(parse_duration), Field(gt
 Port: TypeAlias = Annotated[int, Field(ge=0, le=65535)]
 
 # The components own their defaults; a second copy here would drift.
-_STORAGE, _SERVER, _HTTP, _POLICY, _BROKER = (
+_STORAGE, _SERVER, _HTTP, _ASAPO, _POLICY, _BROKER = (
     StorageSettings(),
     ServerSettings(),
     HttpSettings(),
+    AsapoSettings(),
     Policy(),
     BrokerSettings(),
 )
@@ -148,6 +150,25 @@ class HttpSection(_Section):
     port: Port = Field(_HTTP.port, description="TCP port; 0 takes a free one")
 
 
+class AsapoSection(_Section):
+    """Clients of ASAP::O."""
+
+    enabled: bool = Field(_ASAPO.enabled, description="serve them at all")
+    host: str = Field(_ASAPO.host, description="address to listen on")
+    port: Port = Field(_ASAPO.port, description="TCP port of their endpoint (HTTP); 0 takes a free one")
+    data_port: Port | None = Field(_ASAPO.data_port, description="TCP port for messages; none: the one behind port")
+    folder: Path | None = Field(_ASAPO.folder, description="tokens, beamlines, beamtimes; none: asapo below data")
+    beamlines_folder: Path | None = Field(_ASAPO.beamlines_folder, description="current beamtime of each beamline")
+    beamtimes_folder: Path | None = Field(_ASAPO.beamtimes_folder, description="core folders of the beamtimes")
+    tokens: TokenUse = Field(_ASAPO.tokens, description="auto (not on loopback), required, off")
+    secret_file: Path | None = Field(_ASAPO.secret_file, description="its first line signs tokens; none: in folder")
+    always_allowed: tuple[str, ...] = Field(_ASAPO.always_allowed, description="beamtimes that need no token")
+    check_beamtime_every_s: Duration = Field(
+        _ASAPO.check_beamtime_every_s, description="look for a new beamtime so often, s"
+    )
+    to_file_bytes: Size = Field(_ASAPO.to_file_bytes, description="larger messages go straight to a file")
+
+
 class PolicySection(_Section):
     """What a source promises about its messages."""
 
@@ -177,6 +198,7 @@ class Settings(BaseSettings):
     storage: StorageSection = StorageSection()
     server: ServerSection = ServerSection()
     http: HttpSection = HttpSection()
+    asapo: AsapoSection = AsapoSection()
     policy: PolicySection = PolicySection()
     sources: dict[str, PolicySection] = Field({}, description="policies by pattern of source names")
 
@@ -203,6 +225,10 @@ class Settings(BaseSettings):
         )
         server, http = ServerSettings(**self.server.model_dump()), HttpSettings(**self.http.model_dump())
         return ServiceSettings(data=self.data, broker=broker, server=server, http=http)
+
+    def asapo_gateway(self) -> AsapoSettings:
+        """The settings as the gateway for clients of ASAP::O takes them."""
+        return AsapoSettings(**self.asapo.model_dump())
 
 
 def _given(section: PolicySection) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class _Ready(msgspec.Struct):
 
     url: str
     http: str | None
+    asapo: str | None
     pid: int
     data: str
 
@@ -53,8 +54,8 @@ class RunningService:
 
     Attributes
     ----------
-    url, http_url
-        Where it listens; the same after `restart`.
+    url, http_url, asapo
+        Where it listens; the same after `restart`. The last one is ``host:port`` for clients of ASAP::O.
     pid
         Of the process that runs now.
     data
@@ -90,14 +91,15 @@ class RunningService:
         self._timeout_s = timeout_s
         self._log = tempfile.TemporaryFile(prefix="firstlight-log-")  # noqa: SIM115  lives as long as this object
         try:
-            self._start("0", "0")
+            self._start("0", "0", "0")
         except FirstlightError:
             self._tidy()
             raise
 
-    def _start(self, port: str, http_port: str) -> None:
+    def _start(self, port: str, http_port: str, asapo_port: str) -> None:
         command = [sys.executable, "-m", "firstlight", "serve", "--json", "--data", str(self.data)]
-        command += ["--port", port, "--http-port", http_port, "--memory", self._memory, *self._arguments]
+        command += ["--port", port, "--http-port", http_port, "--asapo-port", asapo_port, "--memory", self._memory]
+        command += self._arguments
         # The same package as ours, installed or not; none of the settings of whoever runs the tests.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("FIRSTLIGHT_")}
         places = [str(Path(firstlight.__file__).parents[1]), environment.get("PYTHONPATH", "")]
@@ -112,7 +114,7 @@ class RunningService:
             raise FirstlightError(
                 f"the service did not start ({error}); its log ends with:\n{self.log()[-2000:]}"
             ) from error
-        self.url, self.http_url, self.pid = ready.url, ready.http or "", ready.pid
+        self.url, self.http_url, self.asapo, self.pid = ready.url, ready.http or "", ready.asapo or "", ready.pid
 
     def _first_line(self) -> bytes:
         """What it prints when it serves; empty if it ends before."""
@@ -168,7 +170,7 @@ class RunningService:
         if self.running:
             self.terminate()
         http_port = urlsplit(self.http_url).port if self.http_url else 0
-        self._start(str(urlsplit(self.url).port), str(http_port))
+        self._start(str(urlsplit(self.url).port), str(http_port), self.asapo.rpartition(":")[2] or "0")
 
     def _end(self) -> None:
         self._process.wait()

@@ -33,7 +33,8 @@ class Desk:
             head = batch_head(
                 [(message_id, 1, part, parts, 0)], [b"{}"], [0], producer=0, sequence=0, sent_ns=0
             )  # fmt: skip
-            while (found := self.broker.room.reserve(len(head), 1, self.stream.policy, None)) is None:
+            # Memory is made in a thread; nothing tells when.
+            while (found := self.broker.room.reserve(len(head), 1, self.stream.policy, None)) is None:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             region, slot = found
             region.memory.view[slot.offset : slot.offset + len(head)] = head

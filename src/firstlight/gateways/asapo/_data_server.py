@@ -1,0 +1,194 @@
+"""The TCP side of the gateway: one port at which producers of ASAP::O send messages and consumers fetch their data."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import socket
+
+from firstlight.errors import ConnectionLostError
+from firstlight.gateways.asapo._cache import Cache
+from firstlight.gateways.asapo._context import Context
+from firstlight.gateways.asapo._frames import Op, Request
+from firstlight.gateways.asapo._intake import Receiving
+from firstlight.gateways.asapo._link import Link
+from firstlight.gateways.asapo._receiver import Producer
+
+__all__ = ["DataServer"]
+
+logger = logging.getLogger(__name__)
+
+_BACKLOG = 1024
+_ACCEPTS_A_TURN = 64
+_MAX_CONNECTIONS = 2000
+_CHECK_EVERY_S = 1.0
+#: Out of descriptors: leave the others in the queue for a moment instead of spinning.
+_PAUSE_S = 0.2
+
+
+class DataServer:
+    """Receives from producers and serves the cache.
+
+    Parameters
+    ----------
+    max_connections
+        With more than that, the oldest goes that has not shown what it wants; at most half of the descriptors that the
+        process may have.
+    stall_timeout_s
+        Who stops in the middle of a request, or takes nothing of its answer, is cut off then. Between requests everybody may be
+        silent for ever.
+
+    Examples
+    --------
+    ::
+
+        server = DataServer(context)
+        server.start(("127.0.0.1", 0))
+        print(server.port)
+    """
+
+    def __init__(
+        self, context: Context, *, max_connections: int = _MAX_CONNECTIONS, stall_timeout_s: float = 30.0
+    ) -> None:
+        self.context = context
+        self.executor = context.executor
+        self._loop: asyncio.AbstractEventLoop = context.loop
+        self._shared = Receiving(context)
+        self._max_connections = min(max_connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        self._stall_timeout_s = stall_timeout_s
+        self._listening: socket.socket | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        #: In the order in which they came.
+        self.connections: dict[Link, None] = {}
+        registry = context.broker.registry
+        counter = registry.counter
+        self.bytes_in = counter("asapo_received", unit="bytes", help="bytes from clients of ASAP::O, over TCP")
+        self.bytes_out = counter("asapo_sent", unit="bytes", help="bytes to clients of ASAP::O, over TCP")
+        self.refusals = counter("asapo_refusals", help="requests of clients of ASAP::O that were refused, over TCP")
+        self.cut_off = counter("asapo_connections_cut_off", help="clients of ASAP::O cut off because they stalled")
+        self.internal_errors = context.broker.measures.internal_errors
+        self.requests = {
+            op: counter("asapo_requests", help="requests of clients of ASAP::O, over TCP", kind=op.name.lower())
+            for op in Op
+        }
+        registry.probe("asapo_connections", lambda: len(self.connections), help="clients of ASAP::O connected over TCP")
+
+    def start(self, where: socket.socket | tuple[str, int]) -> None:
+        """Listen on a bound socket, or at host and port.
+
+        Raises
+        ------
+        ConnectionLostError
+            If the port is taken, or the address is not one of this machine.
+        """
+        sock = where if isinstance(where, socket.socket) else _bound(*where)
+        sock.setblocking(False)
+        sock.listen(_BACKLOG)
+        self._listening = sock
+        self._loop.add_reader(sock, self._accept, sock)
+        self._timer = self._loop.call_later(_CHECK_EVERY_S, self._check)
+
+    @property
+    def port(self) -> int:
+        """The TCP port."""
+        assert self._listening is not None
+        return int(self._listening.getsockname()[1])
+
+    # -- connections ------------------------------------------------------------------------------------------------
+
+    def _accept(self, listening: socket.socket) -> None:
+        try:
+            for _ in range(_ACCEPTS_A_TURN):
+                self._begin(*listening.accept())
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            logger.error("cannot accept a connection: %s", error.strerror)
+            self._loop.remove_reader(listening)
+            self._loop.call_later(_PAUSE_S, self._resume_accepting, listening)
+
+    def _resume_accepting(self, listening: socket.socket) -> None:
+        if listening is self._listening:
+            self._loop.add_reader(listening, self._accept, listening)
+
+    def _begin(self, sock: socket.socket, address: tuple[str, int]) -> None:
+        if len(self.connections) >= self._max_connections and not self._make_place():
+            logger.warning("refused a connection: there are %d, and all are used", len(self.connections))
+            sock.close()
+            return
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        link = Link(self, sock, f"{address[0]}:{address[1]}", loop=self._loop)
+        link.handler = _Client(self, link, self._shared)
+        self.connections[link] = None
+
+    def _make_place(self) -> bool:
+        stranger = next((link for link in self.connections if not link.known), None)
+        if stranger is not None:
+            stranger.close(f"there are {len(self.connections)} connections, and it did not say what it wants")
+        return stranger is not None
+
+    def closed(self, link: Link) -> None:
+        """A connection is gone."""
+        self.connections.pop(link, None)
+
+    def _check(self) -> None:
+        self._timer = self._loop.call_later(_CHECK_EVERY_S, self._check)
+        now = self._loop.time()
+        for link in list(self.connections):
+            since = link.stalled_since
+            if since is not None and now - since > self._stall_timeout_s:
+                self.cut_off.add()
+                link.close(f"stopped in the middle of a request for {now - since:.0f} s")
+
+    def close(self) -> None:
+        """Stop listening and close every connection."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._listening is not None:
+            self._loop.remove_reader(self._listening)
+            self._listening.close()
+            self._listening = None
+        self._shared.ends.close()
+        for link in list(self.connections):
+            link.close("")
+
+
+class _Client:
+    """Whoever is at the other end of a connection: its requests tell."""
+
+    def __init__(self, server: DataServer, link: Link, shared: Receiving) -> None:
+        self._server = server
+        self._cache = Cache(link, shared.context)
+        self._producer = Producer(link, shared)
+
+    def handle(self, request: Request) -> None:
+        request.version  # noqa: B018  # refuses a newer one
+        counter = self._server.requests.get(request.op)  # type: ignore[call-overload]
+        if counter is not None:
+            counter.add()
+        if request.op == Op.GET_BUFFER:
+            self._cache.handle(request)
+        else:
+            self._producer.handle(request)
+
+    def over(self) -> None:
+        self._producer.over()
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        sock = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise ConnectionLostError(f"cannot listen on {host!r}: {error.strerror}", host=host) from error
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+    except OSError as error:
+        sock.close()
+        text = f"cannot listen on {host}:{port}: {error.strerror}; is another service running? Choose another port"
+        raise ConnectionLostError(text, host=host, port=port) from error
+    return sock
