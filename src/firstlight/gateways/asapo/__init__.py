@@ -8,18 +8,31 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from firstlight.gateways.asapo._errors import Refusal
 from firstlight.gateways.asapo._settings import DEFAULT_PORT, AsapoSettings, TokenUse
 
 if TYPE_CHECKING:
     from firstlight.gateways.asapo._gateway import AsapoGateway
+    from firstlight.gateways.asapo._tokens import Access, Tokens, claims_of
 
-__all__ = ["DEFAULT_PORT", "AsapoGateway", "AsapoSettings", "TokenUse"]
+__all__ = [
+    "DEFAULT_PORT",
+    "Access",
+    "AsapoGateway",
+    "AsapoSettings",
+    "Refusal",
+    "TokenUse",
+    "Tokens",
+    "claims_of",
+]
+
+# The settings are read by everybody; the rest is loaded by whoever serves, or makes tokens.
+_LAZY = {"Access": "_tokens", "AsapoGateway": "_gateway", "Tokens": "_tokens", "claims_of": "_tokens"}
 
 
 def __getattr__(name: str) -> Any:
-    # The settings are read by everybody; the server behind them is loaded by whoever serves.
-    if name != "AsapoGateway":
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from firstlight.gateways.asapo._gateway import AsapoGateway
+    from importlib import import_module
 
-    return AsapoGateway
+    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
