@@ -23,6 +23,7 @@ from firstlight.cli import (
     _simulate,
     _status,
     _tail,
+    _token,
 )
 
 __all__ = ["app"]
@@ -78,6 +79,7 @@ def _register() -> None:
         if importlib.util.find_spec(name) is not None:
             app.command(function)(getattr(importlib.import_module(name), function))
     app.add_typer(_config.app, name="config")
+    app.add_typer(_token.app, name="token")
 
 
 _register()
