@@ -300,25 +300,25 @@ def test_interrupting_is_code_130(service: RunningService, shell: Shell) -> None
 
 
 def test_a_second_service_on_the_same_data_or_port_is_refused(service: RunningService, shell: Shell) -> None:
-    _, err = shell("serve", "--data", service.data, "--port", 0, "--http-port", 0, code=1)
+    _, err = shell("serve", "--data", service.data, "--port", 0, "--http-port", 0, "--asapo-port", 0, code=1)
     assert err == (
         f"firstlight: the data directory {service.data} is used by another service; stop it or choose another "
         "directory\n"
     )
     for option, url in (("--port", service.url), ("--http-port", service.http_url)):
         other = {"--port": "--http-port", "--http-port": "--port"}[option]
-        _, err = shell("serve", "--data", "d", option, url.rpartition(":")[2], other, 0, code=1)
+        _, err = shell("serve", "--data", "d", option, url.rpartition(":")[2], other, 0, "--no-asapo", code=1)
         assert f"Choose another {option}" in err
 
 
 def test_serve_reads_its_file_and_tells_where_it_listens(shell: Shell) -> None:
     (shell.folder / "firstlight.toml").write_text(
-        'data = "from-file"\n[storage]\nmemory_bytes = "64MiB"\n[server]\nport = 0\n[http]\nport = 0\n'
+        'data = "from-file"\n[storage]\nmemory_bytes = "64MiB"\n[server]\nport = 0\n[http]\nport = 0\n[asapo]\nport = 0\n'
         '[sources.motor]\nkeep = "memory"\n'
     )
     with shell.start("serve") as serve:
         assert serve.stdout is not None
-        rows = dict(serve.stdout.readline().split() for _ in range(3))
+        rows = dict(serve.stdout.readline().split() for _ in range(4))
         other = Shell(rows["clients"], shell.folder)
         other("produce", "motor/x", "-", given="1")
         other("produce", "cam/x", "-", given="1")
@@ -327,6 +327,7 @@ def test_serve_reads_its_file_and_tells_where_it_listens(shell: Shell) -> None:
         _, err = serve.communicate(timeout=TIMEOUT_S)
     assert serve.returncode == 0
     assert rows["http"].startswith("http://127.0.0.1:")
+    assert rows["asapo"].startswith("127.0.0.1:")
     assert rows["data"] == str(shell.folder / "from-file")
     assert policies == {"motor": "memory", "cam": "disk"}
     assert "got SIGINT" in err

@@ -17,7 +17,7 @@ from firstlight.cli._main import exit_code
 from firstlight.errors import FirstlightError
 
 VERBS = ["serve", "status", "ls", "info", "tail", "produce", "consume", "cursor", "delete", "inspect"]
-VERBS += ["connect", "simulate", "config"]
+VERBS += ["connect", "simulate", "config", "token"]
 VERBS += [name for name in ("run", "demo", "bench") if importlib.util.find_spec(f"firstlight.cli._{name}")]
 
 
@@ -131,7 +131,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
 def test_every_verb_has_help_and_json() -> None:
     command = typer.main.get_command(app)
     assert set(VERBS) <= set(command.commands)  # type: ignore[attr-defined]
-    groups = {"connect", "simulate", "config"}
+    groups = {"connect", "simulate", "config", "token"}
     verbs = [command.commands[name] for name in VERBS if name not in groups]  # type: ignore[attr-defined]
     verbs += [verb for name in groups for verb in command.commands[name].commands.values()]  # type: ignore[attr-defined]
     for verb in verbs:

@@ -13,13 +13,14 @@ from firstlight.gateways.asapo._settings import DEFAULT_PORT, AsapoSettings, Tok
 
 if TYPE_CHECKING:
     from firstlight.gateways.asapo._gateway import AsapoGateway
-    from firstlight.gateways.asapo._tokens import Access, Tokens, claims_of
+    from firstlight.gateways.asapo._tokens import Access, Claims, Tokens, claims_of
 
 __all__ = [
     "DEFAULT_PORT",
     "Access",
     "AsapoGateway",
     "AsapoSettings",
+    "Claims",
     "Refusal",
     "TokenUse",
     "Tokens",
@@ -27,7 +28,7 @@ __all__ = [
 ]
 
 # The settings are read by everybody; the rest is loaded by whoever serves, or makes tokens.
-_LAZY = {"Access": "_tokens", "AsapoGateway": "_gateway", "Tokens": "_tokens", "claims_of": "_tokens"}
+_LAZY = {"AsapoGateway": "_gateway"} | dict.fromkeys(("Access", "Claims", "Tokens", "claims_of"), "_tokens")
 
 
 def __getattr__(name: str) -> Any:

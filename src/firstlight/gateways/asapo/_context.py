@@ -11,7 +11,7 @@ from firstlight.gateways.asapo._beamtimes import Beamtimes
 from firstlight.gateways.asapo._buffers import Buffers
 from firstlight.gateways.asapo._records import Records
 from firstlight.gateways.asapo._settings import AsapoSettings
-from firstlight.gateways.asapo._tokens import Tokens
+from firstlight.gateways.asapo._tokens import Access, Tokens
 
 __all__ = ["Context"]
 
@@ -39,6 +39,23 @@ class Context:
     executor: Executor
     buffers: Buffers = field(default_factory=Buffers)
     records: Records = field(init=False)
+
+    async def check_token(self, token: str, beamtime: str, access: Access) -> None:
+        """Make sure that somebody may do this with a beamtime.
+
+        Raises
+        ------
+        Refusal
+            If not.
+        """
+        if self.tokens is None or beamtime in self.settings.always_allowed:
+            return
+        beamline = "auto"
+        if self.tokens.verify(token).subject.startswith("bl_"):
+            # Only such a token makes it worth a look into the file system, which may be a slow one.
+            found = await self.loop.run_in_executor(self.executor, self.beamtimes.resolve, beamtime, "auto")
+            beamline = found.beamline
+        self.tokens.check(token, beamtime=beamtime, beamline=beamline, access=access)
 
     def __post_init__(self) -> None:
         self.records = Records(self.broker, self.buffers)

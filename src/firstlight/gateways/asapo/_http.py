@@ -152,11 +152,9 @@ class AsapoHttp:
         beamtime = await context.loop.run_in_executor(
             context.executor, context.beamtimes.resolve, asked.BeamtimeId, "auto"
         )
-        if context.tokens is not None and beamtime.id not in context.settings.always_allowed:
-            token = asked.Token or request.get("token")
-            context.tokens.check(token, beamtime=beamtime.id, beamline=beamtime.beamline, access=Access.READ)
+        await context.check_token(asked.Token or request.get("token"), beamtime.id, Access.READ)
         folders = [str(folder) for folder in (beamtime.core, beamtime.online) if folder is not None]
-        folder = asked.Folder.rstrip("/") or "auto"
+        folder = asked.Folder.rstrip("/") or asked.Folder[:1] or "auto"
         if folder == "auto":
             folder = folders[0]
         elif folder not in folders:
@@ -167,6 +165,7 @@ class AsapoHttp:
         check_version(request.path[0])
         asked, context = request.json(_Transfer), self._context
         claims = context.folder_tokens.verify_folder_token(request.cookie.removeprefix(_COOKIE))
+        await context.check_token(request.get("token"), claims.beamtime, Access.READ)
         parts = relative_path(asked.FileName)
         fd = await context.loop.run_in_executor(context.executor, open_file, Path(claims.folder), parts)
         try:

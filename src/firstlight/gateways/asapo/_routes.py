@@ -129,17 +129,10 @@ class BrokerRoutes:
         return found
 
     async def _check_token(self, asked: _Asked, access: Access) -> None:
-        tokens = self._context.tokens
-        if tokens is None or asked.beamtime in self._context.settings.always_allowed:
-            return
-        if "token" not in asked.request.parameters:
-            raise Refusal("cannot extract token from request")
         context = self._context
-        beamline = await context.loop.run_in_executor(context.executor, self._beamline, asked.beamtime)
-        tokens.check(asked.request.get("token"), beamtime=asked.beamtime, beamline=beamline, access=access)
-
-    def _beamline(self, beamtime: str) -> str:
-        return self._context.beamtimes.resolve(beamtime, "auto").beamline
+        if context.tokens is not None and "token" not in asked.request.parameters:
+            raise Refusal("cannot extract token from request")
+        await context.check_token(asked.request.get("token"), asked.beamtime, access)
 
     # -- one message ------------------------------------------------------------------------------------------------
 
