@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import weakref
 
 from firstlight.broker import Stream
 
@@ -21,15 +22,16 @@ class Buffers:
 
     def __init__(self) -> None:
         self._start = 1 + secrets.randbelow((1 << _START_BITS) - 1)
-        self._streams: list[Stream] = []
-        self._numbers: dict[Stream, int] = {}
+        # Deleted streams must not be kept by us.
+        self._streams: list[weakref.ref[Stream]] = []
+        self._numbers: weakref.WeakKeyDictionary[Stream, int] = weakref.WeakKeyDictionary()
 
     def number(self, stream: Stream, batch: int, row: int) -> int:
         """The number of a message; 0, which means that it is not in memory, if there are too many."""
         no = self._numbers.get(stream)
         if no is None:
             no = self._numbers[stream] = len(self._streams)
-            self._streams.append(stream)
+            self._streams.append(weakref.ref(stream))
         if no >> _STREAM_BITS or batch >> _BATCH_BITS or row >> _ROW_BITS:
             return 0
         return (((self._start << _STREAM_BITS | no) << _BATCH_BITS) | batch) << _ROW_BITS | row
@@ -41,5 +43,7 @@ class Buffers:
         no = number >> _ROW_BITS + _BATCH_BITS & ((1 << _STREAM_BITS) - 1)
         if number >> _ROW_BITS + _BATCH_BITS + _STREAM_BITS != self._start or no >= len(self._streams):
             return None
-        stream = self._streams[no]
-        return None if stream.deleted or batch >= stream.order.n_batches else (stream, batch, row)
+        stream = self._streams[no]()
+        if stream is None or stream.deleted or batch >= stream.order.n_batches:
+            return None
+        return stream, batch, row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
@@ -59,3 +60,13 @@ class Context:
 
     def __post_init__(self) -> None:
         self.records = Records(self.broker, self.buffers)
+
+    def when_saved(self, then: Callable[[], None]) -> None:
+        """Call `then` when all that was changed so far survives the death of the service; before, no client may rely on it."""
+        self.broker.store.note(None, on_done=then)
+
+    async def saved(self) -> None:
+        """As `when_saved`."""
+        done = asyncio.Event()
+        self.when_saved(done.set)
+        await done.wait()

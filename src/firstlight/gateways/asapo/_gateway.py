@@ -106,9 +106,9 @@ class AsapoGateway:
 
 def _listening_socket(host: str, port: int) -> socket.socket:
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
-            0
-        ]
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
     except OSError as error:
         raise ConfigurationError(f"cannot serve ASAP::O on {host!r}: {error.strerror}", host=host) from error
     sock = socket.socket(family, kind, protocol)

@@ -12,16 +12,20 @@ of arrival, ``G (last)`` for those who want the newest.
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Iterator
 
 from firstlight.broker import Broker, Group, Order, Selection, Stream
+from firstlight.gateways.asapo._errors import Refusal
 from firstlight.gateways.asapo._redelivery import Redelivery, Resend
+from firstlight.model import Ranges
 from firstlight.storage import Lane
 
 __all__ = ["Groups"]
 
 _PLAIN = Selection()
-_END = 1 << 63
+#: In one stream; each costs some memory for as long as the stream exists.
+_MAX_GROUPS = 10_000
 
 
 class _Position:
@@ -55,7 +59,8 @@ class Groups:
     def __init__(self, broker: Broker, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._broker = broker
         self._clock = clock
-        self._standings: dict[Stream, dict[str, _Standing]] = {}
+        # Deleted streams must not be kept by us.
+        self._standings: weakref.WeakKeyDictionary[Stream, dict[str, _Standing]] = weakref.WeakKeyDictionary()
 
     # -- the next one -----------------------------------------------------------------------------------------------
 
@@ -90,7 +95,7 @@ class Groups:
     def newer(self, stream: Stream, name: str, last_id: int) -> bool:
         """Whether the group did not get this one as the newest yet; if so, it has got it now."""
         name = f"{name} (last)"
-        group = self._broker.group(stream, name, Selection(order=Order.LATEST))
+        group = self._group(stream, name, Selection(order=Order.LATEST))
         if group.passed.max >= last_id:
             return False
         self._broker.pass_over(stream, name, group.passed.max + 1, last_id)
@@ -126,11 +131,11 @@ class Groups:
 
     def last_acknowledged(self, stream: Stream, name: str) -> int:
         """The largest id; 0 if there is none."""
-        return self._group(stream, name).acked.max
+        return self._acked(stream, name).max
 
     def unacknowledged(self, stream: Stream, name: str, first: int, last: int) -> Iterator[tuple[int, int]]:
         """What is there and not acknowledged, as intervals."""
-        acked = self._group(stream, name).acked
+        acked = self._acked(stream, name)
         for a, b in _arrivals(stream).ready.within(first, last):
             yield from acked.missing_within(a, b)
 
@@ -139,12 +144,16 @@ class Groups:
     def _standing(self, stream: Stream, name: str) -> _Standing:
         return self._standings.setdefault(stream, {}).setdefault(name, _Standing())
 
-    def forget(self, stream: Stream) -> None:
-        """The stream was deleted."""
-        self._standings.pop(stream, None)
+    def _group(self, stream: Stream, name: str, selection: Selection = _PLAIN) -> Group:
+        if name not in stream.groups and len(stream.groups) + len(stream.sleeping) >= _MAX_GROUPS:
+            raise Refusal(f"{stream.id} has {_MAX_GROUPS} groups already; delete the stream, or use one of them")
+        return self._broker.group(stream, name, selection)
 
-    def _group(self, stream: Stream, name: str) -> Group:
-        return self._broker.group(stream, name, _PLAIN)
+    def _acked(self, stream: Stream, name: str) -> Ranges:
+        """What a group acknowledged; to look at it makes no group."""
+        if name in stream.groups:
+            return stream.groups[name][1].acked
+        return stream.sleeping[name].acked if name in stream.sleeping else Ranges()
 
     def _by_id(self, stream: Stream, name: str) -> _Position:
         standing = self._standing(stream, name)
@@ -161,7 +170,7 @@ class Groups:
         if standing.by_arrival is None:
             own_name = f"{name} (arrival)"
             min_parts = 1 if stream.order.parts > 1 else 0
-            group = self._broker.group(stream, own_name, Selection(Order.ARRIVAL, min_parts))
+            group = self._group(stream, own_name, Selection(Order.ARRIVAL, min_parts))
             number, arrival = 0, 0
             for first, last in _arrivals(stream).ids(1, _arrivals(stream).total):
                 passed = group.passed.within(first, last)
@@ -177,7 +186,7 @@ class Groups:
         self, stream: Stream, name: str, standing: _Standing, own_name: str, given: list[tuple[int, int]]
     ) -> None:
         """After a restart: what was given out and neither passed nor acknowledged may never have arrived."""
-        passed, acked = stream.groups[own_name][1].passed, self._group(stream, name).acked
+        passed, acked = stream.groups[own_name][1].passed, self._acked(stream, name)
         for first, last in given:
             for a, b in passed.missing_within(first, last):
                 for c, d in acked.missing_within(a, b):

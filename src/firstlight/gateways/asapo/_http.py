@@ -73,28 +73,38 @@ class AsapoHttp:
         if scope["type"] != "http":
             return
         self._n_requests.add()
+        reply = await self._reply(scope, receive)
+        if isinstance(reply, Reply):
+            await _send_reply(send, reply)
+            return
+        try:
+            # What fails from here on ends the connection, which the client takes for a failure and tries again.
+            await self._send_file(send, reply, os.fstat(reply).st_size)
+        finally:
+            os.close(reply)
+
+    async def _reply(self, scope: _Scope, receive: _Receive) -> Reply | int:
+        """What to answer: a reply, or an open file."""
         try:
             request = await _read(scope, receive)
             if request.path[1:] == ("transfer",):
-                await self._transfer(request, send)
-                return
-            reply = await self._answer(request)
+                return await self._transfer(request)
+            return await self._answer(request)
         except Refusal as error:
             self._n_refused.add()
-            reply = Reply(error.status, error.text.encode())
+            return Reply(error.status, error.text.encode())
         except (StreamError, ConfigurationError) as error:
             self._n_refused.add()
-            reply = Reply(400, error.text.encode())
+            return Reply(400, error.text.encode())
         except StorageError as error:
-            reply = Reply(503, error.text.encode())
+            return Reply(503, error.text.encode())
         except FirstlightError as error:
-            reply = Reply(500, error.text.encode())
+            return Reply(500, error.text.encode())
         except Exception:
             # A mistake of ours must not look like the end of the service to a client.
             logger.exception("%s %s failed; this is a bug in the gateway", scope["method"], scope["path"])
             self._context.broker.measures.internal_errors.add()
-            reply = Reply(500, b"internal error; the log of the service tells more")
-        await _send_reply(send, reply)
+            return Reply(500, b"internal error; the log of the service tells more")
 
     async def _answer(self, request: Request) -> Reply:
         match request.path:
@@ -161,21 +171,18 @@ class AsapoHttp:
             raise Refusal(f"{folder[:200]} is no folder of the beamtime {beamtime.id}", status=401)
         return Reply(200, context.folder_tokens.folder_token(beamtime.id, beamtime.beamline, folder).encode())
 
-    async def _transfer(self, request: Request, send: _Send) -> None:
+    async def _transfer(self, request: Request) -> Reply | int:
         check_version(request.path[0])
         asked, context = request.json(_Transfer), self._context
         claims = context.folder_tokens.verify_folder_token(request.cookie.removeprefix(_COOKIE))
         await context.check_token(request.get("token"), claims.beamtime, Access.READ)
         parts = relative_path(asked.FileName)
         fd = await context.loop.run_in_executor(context.executor, open_file, Path(claims.folder), parts)
-        try:
-            size = os.fstat(fd).st_size
-            if request.flag("sizeonly"):
-                await _send_reply(send, json_reply(msgspec.json.encode({"file_size": size})))
-            else:
-                await self._send_file(send, fd, size)
-        finally:
-            os.close(fd)
+        if not request.flag("sizeonly"):
+            return fd
+        size = os.fstat(fd).st_size
+        os.close(fd)
+        return json_reply(msgspec.json.encode({"file_size": size}))
 
     async def _send_file(self, send: _Send, fd: int, size: int) -> None:
         await send(_start(200, size, "application/octet-stream"))
@@ -184,7 +191,6 @@ class AsapoHttp:
         while at < size:
             piece = await run(self._context.executor, os.pread, fd, min(_PIECE_BYTES, size - at), at)
             if not piece:
-                # It became shorter meanwhile: the connection ends early, which the client takes for a failure and tries again.
                 raise ConnectionAbortedError(f"the file became shorter than {size} bytes")
             at += len(piece)
             await send({"type": "http.response.body", "body": piece, "more_body": at < size})

@@ -220,7 +220,7 @@ class Producer:
             else:
                 beamtime, source = who.beamtime.id, who.destination.source
                 self._broker.set_beamtime_meta(beamtime, source, text, mode=mode, upsert=may_be_new)
-            self._link.answer()
+            self._context.when_saved(self._link.answer)
 
         self._receive_text(request, received)
 
@@ -255,7 +255,7 @@ class Producer:
         flags = request.custom[0]
         if flags & _DELETE_META and not self._broker.delete(stream_id) and flags & _ERROR_IF_MISSING:
             raise Refusal(f"stream {stream_id.stream} does not exist")
-        self._link.answer()
+        self._context.when_saved(self._link.answer)
 
     def _persist(self, stream_id: StreamId) -> None:
         stream = self._broker.streams.get(stream_id)

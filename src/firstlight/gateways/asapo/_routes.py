@@ -220,6 +220,7 @@ class BrokerRoutes:
                 raise Refusal("ids count from 1")
             if not self._groups.acknowledge(stream, _group(asked), message_id):
                 raise Refusal("already acknowledged")
+            await self._context.saved()
         elif operation.Op == "negackmessage":
             delay_s = operation.Params.DelayMs / 1000 if operation.Params else 0.0
             self._groups.give_back(stream, _group(asked), message_id, delay_s)
@@ -248,6 +249,7 @@ class BrokerRoutes:
         value = asked.request.integer("value")
         if asked.stream is not None:
             self._groups.move(asked.stream, _group(asked), value)
+            await self._context.saved()
         return Reply()
 
     # -- streams ----------------------------------------------------------------------------------------------------
@@ -300,8 +302,8 @@ class BrokerRoutes:
         if not what.DeleteMeta:
             return Reply()
         if asked.stream is not None:
-            self._groups.forget(asked.stream)
             self._broker.delete(asked.stream.id)
+            await self._context.saved()
         elif what.ErrorOnNotExist:
             raise Refusal(f"stream {asked.stream_name} does not exist")
         return Reply()
