@@ -96,6 +96,7 @@ class _Uvicorn(uvicorn.Server):
 class _Guarded(HttpToolsProtocol):
     """Closes connections that send no end of a header, or none at all; the parser itself would collect for ever."""
 
+    _in_head = True
     _head_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
 
@@ -111,20 +112,18 @@ class _Guarded(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._head_bytes += len(data)
-        if self._head_bytes > _MAX_HEAD_BYTES and self._in_head:
-            self._close()
-            return
         super().data_received(data)
-
-    @property
-    def _in_head(self) -> bool:
-        cycle: object = self.cycle  # None before the first request, whatever its annotation says
-        return cycle is None or self.cycle.response_complete
+        if self._in_head and self._head_bytes > _MAX_HEAD_BYTES:
+            self._close()
 
     def on_headers_complete(self) -> None:
         self._stop_timer()
-        self._head_bytes = 0
+        self._in_head = False
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_head, self._head_bytes = True, 0
+        super().on_message_complete()
 
     def _stop_timer(self) -> None:
         if self._head_timer is not None:

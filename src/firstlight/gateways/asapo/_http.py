@@ -108,7 +108,7 @@ class AsapoHttp:
 
     async def _answer(self, request: Request) -> Reply:
         match request.path:
-            case ("asapo-discovery", version, what):
+            case ("asapo-discovery", version, what) if request.method == "GET":
                 check_version(version)
                 return self._discover(request, what)
             case ("asapo-authorizer", version, "folder") if request.method == "POST":
