@@ -12,6 +12,7 @@ from firstlight.gateways.asapo._context import Context
 from firstlight.gateways.asapo._errors import Answer
 from firstlight.gateways.asapo._frames import Request
 from firstlight.gateways.asapo._link import Link
+from firstlight.gateways.asapo._shares import Share
 from firstlight.model import Batch
 
 if TYPE_CHECKING:
@@ -23,11 +24,18 @@ logger = logging.getLogger(__name__)
 
 
 class Cache:
-    """Answers one connection."""
+    """Answers one connection.
 
-    def __init__(self, link: Link, context: Context) -> None:
+    Parameters
+    ----------
+    sending
+        Of memory that cannot be recycled because it is being sent: consumers that do not read leave the rest to the others.
+    """
+
+    def __init__(self, link: Link, context: Context, sending: Share) -> None:
         self._link = link
         self._context = context
+        self._sending = sending
         self._broker = context.broker
 
     def handle(self, request: Request) -> None:
@@ -41,6 +49,10 @@ class Cache:
             return
         stream, batch, row = found
         self._link.known = True
+        length = stream.order.place(batch)[2]
+        self._link.take(self._sending, length, lambda: self._read(request, stream, batch, row))
+
+    def _read(self, request: Request, stream: Stream, batch: int, row: int) -> None:
         self._broker.read(
             stream, batch, lambda slot: self._link.guarded(lambda: self._send(request, stream, row, slot))
         )

@@ -14,6 +14,7 @@ from firstlight.gateways.asapo._frames import Op, Request
 from firstlight.gateways.asapo._intake import Receiving
 from firstlight.gateways.asapo._link import Link
 from firstlight.gateways.asapo._receiver import Producer
+from firstlight.gateways.asapo._shares import Share
 
 __all__ = ["DataServer"]
 
@@ -25,6 +26,10 @@ _MAX_CONNECTIONS = 2000
 _CHECK_EVERY_S = 1.0
 #: Out of descriptors: leave the others in the queue for a moment instead of spinning.
 _PAUSE_S = 0.2
+#: So much of all memory may be on its way to consumers: half of the smallest ring.
+_SENDING_PART = 16
+#: Who stops while others wait for what it holds has not so much time.
+_STALL_WHILE_WANTED_S = 5.0
 
 
 class DataServer:
@@ -55,6 +60,8 @@ class DataServer:
         self.executor = context.executor
         self._loop: asyncio.AbstractEventLoop = context.loop
         self._shared = Receiving(context)
+        self.sending = Share(context.broker.store.pool.budget // _SENDING_PART)
+        self.is_closed = False
         self._max_connections = min(max_connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._stall_timeout_s = stall_timeout_s
         self._listening: socket.socket | None = None
@@ -67,6 +74,9 @@ class DataServer:
         self.bytes_out = counter("asapo_sent", unit="bytes", help="bytes to clients of ASAP::O, over TCP")
         self.refusals = counter("asapo_refusals", help="requests of clients of ASAP::O that were refused, over TCP")
         self.cut_off = counter("asapo_connections_cut_off", help="clients of ASAP::O cut off because they stalled")
+        self.turned_away = counter(
+            "asapo_connections_turned_away", help="clients of ASAP::O beyond what can be connected"
+        )
         self.internal_errors = context.broker.measures.internal_errors
         self.requests = {
             op: counter("asapo_requests", help="requests of clients of ASAP::O, over TCP", kind=op.name.lower())
@@ -114,7 +124,8 @@ class DataServer:
 
     def _begin(self, sock: socket.socket, address: tuple[str, int]) -> None:
         if len(self.connections) >= self._max_connections and not self._make_place():
-            logger.warning("refused a connection: there are %d, and all are used", len(self.connections))
+            logger.debug("refused a connection: there are %d, and all are used", len(self.connections))
+            self.turned_away.add()
             sock.close()
             return
         sock.setblocking(False)
@@ -127,7 +138,9 @@ class DataServer:
     def _make_place(self) -> bool:
         stranger = next((link for link in self.connections if not link.known), None)
         if stranger is not None:
-            stranger.close(f"there are {len(self.connections)} connections, and it did not say what it wants")
+            logger.debug("%s has to go: there are %d connections, and it did nothing", stranger, len(self.connections))
+            self.turned_away.add()
+            stranger.close("")
         return stranger is not None
 
     def closed(self, link: Link) -> None:
@@ -140,11 +153,37 @@ class DataServer:
         for link in list(self.connections):
             since = link.stalled_since
             if since is not None and now - since > self._stall_timeout_s:
-                self.cut_off.add()
-                link.close(f"stopped in the middle of a request for {now - since:.0f} s")
+                self._cut_off(link, f"stopped in the middle of a request for {now - since:.0f} s")
+        for what in self._wanted(now):
+            self._cut_off_holder(what, now)
+
+    def _cut_off(self, link: Link, why: str) -> None:
+        self.cut_off.add()
+        link.close(why)
+
+    def _wanted(self, now: float) -> list[object]:
+        """What somebody has waited for."""
+        shared = self._shared
+        found: list[object] = [what for what in (shared.chunks, shared.texts, self.sending) if what.is_wanted]
+        short = self.context.broker.room.short_since
+        return found + [region for region, since in short.items() if now - since > _STALL_WHILE_WANTED_S]
+
+    def _cut_off_holder(self, what: object, now: float) -> None:
+        """Of those who keep something from others and could let it go, those who stopped go, and the slowest."""
+        slow = []
+        for link in [link for link in self.connections if what in link.holding]:
+            stalled_since = link.stalled_since
+            if stalled_since is not None and now - stalled_since > _STALL_WHILE_WANTED_S:
+                self._cut_off(link, f"stopped for {now - stalled_since:.0f} s while others wait")
+            elif stalled_since is not None:
+                slow.append((link.holding[what], link))
+        since, slowest = min(slow, key=lambda held: held[0], default=(now, None))
+        if slowest is not None and now - since > self._stall_timeout_s:
+            self._cut_off(slowest, f"took {now - since:.0f} s for one message while others wait")
 
     def close(self) -> None:
         """Stop listening and close every connection."""
+        self.is_closed = True
         if self._timer is not None:
             self._timer.cancel()
         if self._listening is not None:
@@ -161,7 +200,7 @@ class _Client:
 
     def __init__(self, server: DataServer, link: Link, shared: Receiving) -> None:
         self._server = server
-        self._cache = Cache(link, shared.context)
+        self._cache = Cache(link, shared.context, server.sending)
         self._producer = Producer(link, shared)
 
     def handle(self, request: Request) -> None:

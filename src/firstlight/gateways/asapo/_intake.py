@@ -21,6 +21,7 @@ from firstlight.gateways.asapo._files import file_path, root_for, write_file
 from firstlight.gateways.asapo._frames import Mode, Op, Request
 from firstlight.gateways.asapo._link import Link
 from firstlight.gateways.asapo._notes import Note, with_note
+from firstlight.gateways.asapo._shares import Share
 from firstlight.gateways.asapo._spool import Chunks, Spool
 from firstlight.model import HEADER_SIZE, Run, StreamId, WhenFull, batch_head
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["MAX_META", "Destination", "Intake", "Receiving", "checked_object"]
 
 MAX_META = 4 << 20
+#: Longer texts share so much memory.
+_SHORT_TEXT = 16 << 10
+_TEXTS_BYTES = 64 << 20
 _MAX_ID = 2**63 - 1
 _MAX_PARTS = 2**16 - 1
 _ROW_SIZE = 48
@@ -55,11 +59,32 @@ class Receiving:
 
     context: Context
     chunks: Chunks = field(default_factory=Chunks)
+    texts: Share = field(default_factory=lambda: Share(_TEXTS_BYTES))
     writing: dict[tuple[StreamId, int, int], list[Callable[[], None]]] = field(default_factory=dict)
     ends: Ends = field(init=False)
 
     def __post_init__(self) -> None:
         self.ends = Ends(self.context.broker, self.context.loop)
+
+    def receive_text(self, link: Link, size: int, then: Callable[[bytes], None]) -> None:
+        """Receive metadata.
+
+        Raises
+        ------
+        Refusal
+            If they are too long.
+        """
+        if size > MAX_META:
+            raise Refusal(f"metadata of {size} bytes are too long; {MAX_META} bytes are possible")
+
+        def receive() -> None:
+            text = bytearray(size)
+            link.receive(memoryview(text), lambda: then(bytes(text)))
+
+        if size > _SHORT_TEXT:
+            link.take(self.texts, size, receive)
+        else:
+            receive()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +175,7 @@ class Intake:
             _check_fits(message, stream)
         self._message = message
         self._shared.ends.coming(message.stream_id)
-        text = bytearray(request.meta_size)
-        self._link.receive(memoryview(text), lambda: self._choose_way(message, bytes(text)))
+        self._shared.receive_text(self._link, request.meta_size, lambda text: self._choose_way(message, text))
 
     def over(self) -> None:
         """The message was answered, or its connection is gone: give everything back."""
@@ -170,6 +194,7 @@ class Intake:
         room, message.room = message.room, None
         if room is not None:
             region, slot = room
+            self._link.holding.pop(region, None)
             region.ring.cancel(slot)
             self._broker.room.freed()
 
@@ -216,6 +241,7 @@ class Intake:
         policy = stream.policy
         message.room = self._broker.room.reserve(message.length, 1, policy, None)
         if message.room is not None:
+            self._link.holding[message.room[0]] = self._link.now
             then()
         elif policy.holds and policy.when_full is WhenFull.REFUSE:
             text = f"memory is full and nobody has read the messages of {stream.id}; its policy is to refuse new ones"
@@ -277,6 +303,7 @@ class Intake:
         finally:
             if slot.length:
                 self._give_room_back(message)
+            self._link.holding.pop(region, None)
             message.room = None
         self._shared.ends.arrived(stream.id)
 
@@ -318,8 +345,6 @@ class Intake:
 
 def _read(request: Request, destination: Destination) -> _Message:
     """Check everything that can be checked before anything is received."""
-    if request.meta_size > MAX_META:
-        raise Refusal(f"metadata of {request.meta_size} bytes are too long; {MAX_META} bytes are possible")
     if request.id > _MAX_ID:
         raise Refusal(f"id {request.id} is too large; ids go up to 2^63 - 1")
     part, parts = _part(request)

@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar
 from firstlight.errors import FirstlightError, StorageError
 from firstlight.gateways.asapo._errors import Answer, Refusal
 from firstlight.gateways.asapo._frames import HEADER_SIZE, Request, reply
+from firstlight.gateways.asapo._shares import Share
 from firstlight.model import Buffer
 from firstlight.monitoring import Counter
 
@@ -43,6 +44,8 @@ class Server(Protocol):
     bytes_out: Counter
     refusals: Counter
     internal_errors: Counter
+    #: What still comes back from threads is of no use any more.
+    is_closed: bool
 
     def closed(self, link: Link) -> None: ...
 
@@ -69,6 +72,8 @@ class Link:
         The client has shown that it is one: it was authorized, or asked for data that exist.
     unread
         Bytes of the present request that are still to come.
+    holding
+        What it has that others may wait for, and since when.
     progress_at
         When anything was received or sent for the last time, in seconds of the loop's clock.
     """
@@ -94,8 +99,10 @@ class Link:
         self.known = False
         self.unread = 0
         self.closed = False
-        self.n_requests = 0
-        self.progress_at = self.opened_at = loop.time()
+        self.holding: dict[object, float] = {}
+        self._taken: list[tuple[Share, int]] = []
+        self._waits_for: Share | None = None
+        self.progress_at = loop.time()
         loop.add_reader(sock, self._readable)
 
     # -- in ---------------------------------------------------------------------------------------------------------
@@ -150,7 +157,6 @@ class Link:
         request = self._request = Request.parse(self._header)
         self.unread = request.payload
         self._settled = False
-        self.n_requests += 1
         self.handler.handle(request)
 
     def receive(self, into: memoryview, then: Callable[[], None]) -> None:
@@ -193,10 +199,35 @@ class Link:
 
     def in_thread(self, act: Callable[[], T], then: Callable[[Future[T]], None]) -> None:
         """Run something that may take a while in a thread; `then` gets the future, whatever became of the connection."""
-        future = self._server.executor.submit(act)
-        future.add_done_callback(
-            lambda _: self._loop.is_closed() or self._loop.call_soon_threadsafe(self.guarded, lambda: then(future))
-        )
+        server = self._server
+
+        def returned() -> None:
+            if not server.is_closed:
+                self.guarded(lambda: then(future))
+
+        future = server.executor.submit(act)
+        future.add_done_callback(lambda _: self._loop.is_closed() or self._loop.call_soon_threadsafe(returned))
+
+    def take(self, share: Share, n_bytes: int, then: Callable[[], None]) -> None:
+        """Go on with so many bytes of a share, which are given back when the request is over."""
+
+        def granted() -> None:
+            self._waits_for = None
+            self._taken.append((share, n_bytes))
+            self.holding[share] = self._loop.time()
+            self.guarded(then)
+
+        self._waits_for = share
+        share.take(self, n_bytes, granted)
+
+    def _give_back(self) -> None:
+        waited_for, self._waits_for = self._waits_for, None
+        if waited_for is not None:
+            waited_for.forget(self)
+        taken, self._taken = self._taken, []
+        for share, n_bytes in taken:
+            self.holding.pop(share, None)
+            share.give(n_bytes)
 
     # -- out --------------------------------------------------------------------------------------------------------
 
@@ -233,9 +264,10 @@ class Link:
             return
         self._settled = True
         self.handler.over()
+        self._give_back()
         self._server.refusals.add()
         code = _code_of(error)
-        logger.info("refused a request of %s: %s", self, error)
+        logger.debug("refused a request of %s: %s", self, error)
         if self.unread > (_UNHEARD_BYTES if self.known else _UNHEARD_BYTES_OF_STRANGER):
             self._send(code, str(error), last=True)
         else:
@@ -281,6 +313,7 @@ class Link:
             self._writing = False
             self._loop.remove_writer(self._sock)
         self._tell_sent()
+        self._give_back()
         if self._last:
             self.close("")
             return
@@ -309,6 +342,7 @@ class Link:
         self._out = []
         self._tell_sent()
         self.handler.over()
+        self._give_back()
         self._server.closed(self)
 
     def __str__(self) -> str:

@@ -22,7 +22,7 @@ from firstlight.gateways.asapo._frames import (
     Request,
     parse_credentials,
 )
-from firstlight.gateways.asapo._intake import MAX_META, Destination, Intake, Receiving, checked_object
+from firstlight.gateways.asapo._intake import Destination, Intake, Receiving, checked_object
 from firstlight.gateways.asapo._link import Link
 from firstlight.gateways.asapo._records import NO_NEXT_STREAM, StreamRecord
 from firstlight.gateways.asapo._tokens import Access
@@ -116,7 +116,7 @@ class Producer:
         self._who = _Identity(credentials, destination)
         self._link.known = True
         self._checked()
-        logger.info(
+        logger.debug(
             "%s is %s (%s), sends %s data of %s to beamtime %s", self._link, credentials.instance, credentials.step,
             credentials.type, credentials.source, beamtime.id,
         )  # fmt: skip
@@ -182,10 +182,7 @@ class Producer:
 
     def _receive_text(self, request: Request, then: Callable[[bytes], None]) -> None:
         """Metadata and data of a request together; only one of them has anything in it."""
-        if request.payload > MAX_META:
-            raise Refusal(f"metadata of {request.payload} bytes are too long; {MAX_META} bytes are possible")
-        text = bytearray(request.payload)
-        self._link.receive(memoryview(text), lambda: then(bytes(text)))
+        self._shared.receive_text(self._link, request.payload, then)
 
     def _finish(self, request: Request, stream_id: StreamId) -> None:
         def received(text: bytes) -> None:

@@ -32,7 +32,7 @@ class Chunks:
         self._waiting: deque[tuple[Spool, Callable[[memoryview], None]]] = deque()
 
     @property
-    def wanted(self) -> bool:
+    def is_wanted(self) -> bool:
         """Somebody waits."""
         return bool(self._waiting)
 
@@ -80,8 +80,6 @@ class Spool:
         self._chunk: memoryview | None = None
         self._in_thread = True
         self._closed = False
-        #: Since when it keeps a buffer that others may need.
-        self.holds_since: float | None = None
         link.in_thread(lambda: FileWriter.open(root, parts), self._opened)
 
     def _opened(self, future: Future[FileWriter]) -> None:
@@ -101,7 +99,7 @@ class Spool:
 
     def _receive(self, chunk: memoryview) -> None:
         self._chunk = chunk
-        self.holds_since = self._link.now
+        self._link.holding[self._chunks] = self._link.now
         piece = chunk[: min(self._left, len(chunk))]
         self._left -= len(piece)
         self._link.receive(piece, lambda: self._append(piece))
@@ -135,7 +133,7 @@ class Spool:
 
     def _give_chunk(self) -> None:
         chunk, self._chunk = self._chunk, None
-        self.holds_since = None
+        self._link.holding.pop(self._chunks, None)
         if chunk is not None:
             self._chunks.give(chunk)
 
