@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -59,7 +59,7 @@ class Indexer:
 
     def add_all(self, batches: list[IndexedBatch]) -> None:
         """Queue several batches; never blocks."""
-        self._bytes_queued += sum(len(batch.metas_json) for batch in batches)
+        self._bytes_queued += _size(batches)
         self._queue.put(batches)
 
     def change(self, act: Callable[[Index], T]) -> Future[T]:
@@ -101,7 +101,10 @@ class Indexer:
                 deadline = None
                 continue
             if isinstance(item, list):
-                for batch in merged(item):
+                batches = merged(item)
+                # What is joined is longer than its parts: the rest is counted where the parts were, so that nothing drifts.
+                self._bytes_done += _size(item) - _size(batches)
+                for batch in batches:
                     started = time.monotonic()
                     self._add(batch)
                     self._rest(time.monotonic() - started)
@@ -153,7 +156,7 @@ class Indexer:
     def _done(self) -> None:
         self._position += len(self._uncommitted)
         self.indexed += sum(len(batch.ids) for batch in self._uncommitted)
-        self._bytes_done += sum(len(batch.metas_json) for batch in self._uncommitted)
+        self._bytes_done += _size(self._uncommitted)
         self._uncommitted.clear()
 
     def _start_again(self, error: StorageError) -> None:
@@ -179,6 +182,10 @@ class Indexer:
             except DataError as error:  # it came when the trouble began, and nobody has looked at it yet
                 self._reject(batch, error)
         self._index.commit(self._position + len(self._uncommitted))
+
+
+def _size(batches: Iterable[IndexedBatch]) -> int:
+    return sum(len(batch.metas_json) for batch in batches)
 
 
 def _settle(future: Future[T], act: Callable[[Index], T], index: Index) -> None:

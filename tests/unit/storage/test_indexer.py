@@ -72,6 +72,13 @@ def test_a_query_sees_everything_queued_before_it(start: Callable[..., Feeding])
     assert feeding.states == []
 
 
+def test_what_is_joined_on_the_way_leaves_no_backlog_behind(start: Callable[..., Feeding]) -> None:
+    feeding = start()
+    feeding.indexer.add_all([_batch(first) for first in range(1, 300, 3)])
+    assert feeding.ids() == list(range(1, 301))
+    assert (feeding.indexer.indexed, feeding.indexer.backlog_bytes) == (300, 0)
+
+
 def test_without_a_query_it_is_found_a_moment_later(start: Callable[..., Feeding], tmp_path: Path) -> None:
     feeding = start()
     feeding.indexer.add(_batch(1))
