@@ -430,6 +430,11 @@ def test_metadata_of_streams_and_beamtimes(client: Client) -> None:
         client.set_meta("det", {}, beamtime="bt", mode="insert")
     with pytest.raises(StreamError, match="does not exist"):
         client.set_meta("det", {}, beamtime="bt2", mode="update", upsert=False)
+    with pytest.raises(StreamError, match="does not exist"):
+        client.set_meta("det", {}, stream="new", upsert=False)
+    with pytest.raises(StreamError, match="not 'add'"):
+        client.set_meta("det", {}, stream="new", mode="add")
+    assert [stream.stream for stream in client.streams("det")] == ["s"]
 
 
 def test_lists(client: Client) -> None:

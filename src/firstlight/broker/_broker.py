@@ -500,8 +500,11 @@ class Broker:
 
     def set_meta(self, stream_id: StreamId, meta: bytes, *, mode: str = "replace", upsert: bool = True) -> None:
         """Metadata of a stream (made if there is none yet); JSON text of an object."""
+        known = self._streams.get(stream_id)
+        merged = merged_meta(known.meta if known else None, meta, mode, upsert=upsert, what=str(stream_id))
+        # Only now: what is refused makes no stream.
         stream = self.create(stream_id)
-        stream.meta = merged_meta(stream.meta, meta, mode, upsert=upsert, what=str(stream_id))
+        stream.meta = merged
         self.store.note(MetaSet(stream.no, stream_id.beamtime, stream_id.source, stream.meta))
 
     def set_beamtime_meta(
@@ -509,7 +512,7 @@ class Broker:
     ) -> None:
         """Metadata of a beamtime and source."""
         key = (beamtime, source)
-        merged = merged_meta(self._beamtime_meta.get(key), meta, mode, upsert=upsert, what=f"beamtime {beamtime}")
+        merged = merged_meta(self._beamtime_meta.get(key), meta, mode, upsert=upsert, what=f"{beamtime}/{source}")
         self._beamtime_meta[key] = merged
         self.store.note(MetaSet(0, beamtime, source, merged))
 
