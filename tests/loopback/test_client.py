@@ -376,6 +376,9 @@ def test_stalls_and_misspelt_names_are_different(client: Client) -> None:
     with pytest.raises(StreamTimeoutError, match=r"nothing came .*last id 1"):
         for _ in client.consume("det", stream="s", timeout=0.2):
             pass
+    with pytest.raises(StreamTimeoutError, match=r"nothing came .*for 0 s"):
+        for _ in client.consume("det", stream="s", start="latest", group=None, timeout=0):
+            pass
     with pytest.raises(StreamNotFoundError, match=r"no stream commissioning/dett/s.*det"):
         next(client.consume("dett", stream="s", timeout=0.2))
     with pytest.raises(StreamNotFoundError, match="did you mean commissioning/det/s"):
@@ -528,12 +531,61 @@ def test_wrong_arguments_are_told_at_once(client: Client) -> None:
         client.produce("mem", stream="s", ack="written", policy=Policy(keep=Keep.MEMORY))
     with pytest.raises(ConfigurationError, match="cannot contain '/'"):
         client.produce("a/b", stream="s")
+    asks = {
+        "last_id": lambda: client.set_cursor("det", "g", "3", stream="s"),
+        "query": lambda: client.find("det", 5, stream="s"),
+        "source": lambda: client.info(None, stream="s"),
+        "ids": lambda: client.get("det", "3", stream="s"),
+        "start": lambda: client.consume("det", stream="s", start=1.5),
+        "group": lambda: client.consume("det", stream="s", group=5),
+        "ack": lambda: client.produce("det", stream="s", ack=5),
+        "next_stream": lambda: client.produce("det", stream="other", finish=False).finish(5),
+    }
+    for name, ask in asks.items():
+        with pytest.raises(ConfigurationError, match=f"^{name} cannot be "):
+            ask()
     with pytest.raises(DataError, match="takes up to"):
         out.send(np.zeros(40 << 20, np.uint8))
         out.flush()
     out.send(b"still works")
     out.flush()
     out.close()
+
+
+def test_numbers_of_numpy_are_numbers(client: Client) -> None:
+    with client.produce("det", stream="s") as out:
+        for n in np.arange(1, 6):
+            out.send(b"x", id=n, timestamp_ns=n)
+    assert [m.id for m in client.get_many("det", np.arange(2, 4), stream="s")] == [2, 3]
+    assert client.get("det", np.int64(3), stream="s").id == 3
+    assert [m.id for m in client.consume("det", stream="s", start=np.int32(3))] == [4, 5]
+    client.set_cursor("det", "g", np.uint8(4), stream="s")
+    message = next(client.consume("det", stream="s", group="g", redeliver_after=np.float32(5), ack="manual"))
+    message.nack(delay_s=np.float32(0.5))
+    assert message.id == 5
+
+
+def test_a_wrong_delay_is_told_and_the_message_can_still_be_settled(client: Client) -> None:
+    with client.produce("det", stream="s") as out:
+        out.send(b"x")
+    reader = client.consume("det", stream="s", group="g", ack="manual")
+    message = next(reader)
+    for delay in ("soon", -1.0, float("nan"), float("inf")):
+        with pytest.raises(ConfigurationError, match="is not a time to wait"):
+            message.nack(delay_s=delay)
+    message.ack()
+    assert list(reader) == [] and client.unacknowledged("det", "g", stream="s") == []
+
+
+def test_what_was_acknowledged_before_a_question_counts_in_its_answer(client: Client) -> None:
+    with client.produce("det", stream="s") as out:
+        for _ in range(3):
+            out.send(b"x")
+    reader = client.consume("det", stream="s", group="g", ack="manual")
+    messages = [next(reader) for _ in range(3)]
+    for message in messages[:2]:
+        message.ack()
+    assert client.unacknowledged("det", "g", stream="s") == [3]
 
 
 def test_who_keeps_the_memory_that_others_need_is_cut_off(tmp_path: Path) -> None:
@@ -599,3 +651,9 @@ def test_a_service_that_stays_away(tmp_path: Path) -> None:
             for _ in range(1000):
                 out.send(b"x")
                 time.sleep(0.005)
+        depths = []
+        for _ in range(3):
+            with pytest.raises(ConnectionLostError) as caught:
+                client.beamtimes()
+            depths.append(len(caught.traceback))
+        assert depths[0] == depths[2], "who asks again and again is shown the traces of all times before"

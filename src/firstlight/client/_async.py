@@ -41,6 +41,7 @@ from firstlight.errors import (
     MessageNotFoundError,
     RemoteProtocolError,
     ServiceRefusedError,
+    StreamNotFoundError,
     StreamTimeoutError,
 )
 from firstlight.model import DEFAULT_BEAMTIME, ArraySpec, Message, Policy, StreamId
@@ -372,7 +373,8 @@ class AsyncClient:
 
     def _check(self) -> None:
         if self._lost is not None:
-            raise self._lost
+            # One error for everybody who asks, again and again: without the traces of those who asked before.
+            raise self._lost.with_traceback(None)
         if self._closed:
             raise ConnectionLostError("this client is closed")
         if not self._begun:
@@ -850,9 +852,10 @@ class AsyncConsumer(ConsumerEnd):
 
     async def _too_late(self, timeout: float | None) -> FirstlightError:
         stream = self.stream
-        if not self._core.exists:
+        try:
+            info = await self._client.info(stream.source, beamtime=stream.beamtime, stream=stream.stream)
+        except StreamNotFoundError:
             return self._not_found(timeout, await self._client.sources(beamtime=stream.beamtime))
-        info = await self._client.info(stream.source, beamtime=stream.beamtime, stream=stream.stream)
         return self._stalled(timeout, info)
 
     async def _finish(self) -> None:

@@ -40,6 +40,7 @@ from firstlight.errors import (
     MessageNotFoundError,
     RemoteProtocolError,
     ServiceRefusedError,
+    StreamNotFoundError,
     StreamTimeoutError,
 )
 from firstlight.model import DEFAULT_BEAMTIME, ArraySpec, Message, Policy, StreamId
@@ -327,7 +328,8 @@ class Client:
 
     def _check(self) -> None:
         if self._lost is not None:
-            raise self._lost
+            # One error for everybody who asks, again and again: without the traces of those who asked before.
+            raise self._lost.with_traceback(None)
         if self._closing:
             raise ConnectionLostError("this client is closed")
 
@@ -879,9 +881,12 @@ class Consumer(ConsumerEnd):
 
     def _too_late(self, timeout: float | None) -> FirstlightError:
         stream = self.stream
-        if not self._core.exists:
+        # The service knows; what it said when the consumer was opened may be old, or not here yet.
+        try:
+            info = self._client.info(stream.source, beamtime=stream.beamtime, stream=stream.stream)
+        except StreamNotFoundError:
             return self._not_found(timeout, self._client.sources(beamtime=stream.beamtime))
-        return self._stalled(timeout, self._client.info(stream.source, beamtime=stream.beamtime, stream=stream.stream))
+        return self._stalled(timeout, info)
 
     def _finish(self) -> None:
         """The end of the stream: confirm what was read."""

@@ -5,6 +5,7 @@ Deliveries become messages, turns of the user's loop become acknowledgements and
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
@@ -13,7 +14,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from firstlight.errors import DataError, FirstlightError, MessageEvictedError, StreamAbortedError, StreamError
+from firstlight.errors import (
+    ConfigurationError,
+    DataError,
+    FirstlightError,
+    MessageEvictedError,
+    StreamAbortedError,
+    StreamError,
+)
 from firstlight.model import Batch, Dataset, Message, Ranges, StreamId
 from firstlight.wire import (
     ChannelFailed,
@@ -65,6 +73,17 @@ class Reading:
     ack: str = "none"
     prefetch: int | None = None
     raise_on_loss: bool = False
+
+
+def _delay(given: object) -> float:
+    """Seconds, as the service takes them: it would close the connection for anything else."""
+    try:
+        delay_s = float(given)  # type: ignore[arg-type]  # users do not run type checkers
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"delay_s={given!r} is not a time to wait; it is 0 or more seconds") from error
+    if not 0 <= delay_s < math.inf:
+        raise ConfigurationError(f"delay_s={given!r} is not a time to wait; it is 0 or more seconds")
+    return delay_s
 
 
 class _Block:
@@ -373,9 +392,13 @@ class ConsumerCore:
 
         Raises
         ------
+        ConfigurationError
+            If the delay is no time to wait; the message can still be settled.
         StreamError
             If the consumer is closed: the message goes, or went, to somebody else.
         """
+        if nack_delay_s is not None:
+            nack_delay_s = _delay(nack_delay_s)
         if self._closed:
             if nack_delay_s is None and self.reading.ack == "auto":
                 return  # the end of the loop has done that

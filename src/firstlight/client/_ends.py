@@ -202,7 +202,7 @@ class ConsumerEnd:
 
     def _not_found(self, timeout: float | None, sources: list[str]) -> StreamNotFoundError:
         return StreamNotFoundError(
-            f"there is no stream {self.stream}, and none came within {timeout or 0:.1f} s; sources in this beamtime: "
+            f"there is no stream {self.stream}, and none came within {timeout or 0:g} s; sources in this beamtime: "
             f"{', '.join(sources[:10]) or 'none'}",
             stream=str(self.stream), similar=[],
         )  # fmt: skip
@@ -212,7 +212,7 @@ class ConsumerEnd:
         state = "it is finished" if info.finished else "it is not finished"
         if core.n_held:
             state += f", and {core.n_held} messages that this consumer got are not acknowledged"
-        text = f"nothing came from {self.stream} for {timeout or 0:.1f} s (last id {core.last_id}); {state}"
+        text = f"nothing came from {self.stream} for {timeout or 0:g} s (last id {core.last_id}); {state}"
         return StreamTimeoutError(text, stream=str(self.stream), last_id=core.last_id)
 
     def _not_settled(self, timeout: float) -> StreamTimeoutError:

@@ -10,6 +10,7 @@ from firstlight.client._session import Session
 from firstlight.client._verbs import consumer_request, intervals, policy_wish, reading
 from firstlight.errors import ConfigurationError
 from firstlight.model import Policy, StreamId
+from firstlight.wire import checked
 
 __all__ = ["by_ids", "consumer", "monitor", "producer"]
 
@@ -46,7 +47,7 @@ def consumer(
         min_parts=min_parts, ack=ack, redeliver_after=redeliver_after, max_attempts=max_attempts,
     )  # fmt: skip
     how = reading(datasets=datasets, ack=ack, group=group, prefetch=prefetch, on_loss=on_loss)
-    return ConsumerCore(request.channel, stream, session, request, how)
+    return ConsumerCore(request.channel, stream, session, checked(request), how)
 
 
 def monitor(session: Session, stream: StreamId) -> ConsumerCore:
@@ -56,7 +57,7 @@ def monitor(session: Session, stream: StreamId) -> ConsumerCore:
         min_parts=0, ack="none", redeliver_after=None, max_attempts=0,
     )  # fmt: skip
     how = reading(datasets=False, ack="none", group=None, prefetch=1, on_loss="count")
-    return ConsumerCore(request.channel, stream, session, request, how)
+    return ConsumerCore(request.channel, stream, session, checked(request), how)
 
 
 def by_ids(session: Session, stream: StreamId, ids: Iterable[int], *, datasets: bool, min_parts: int) -> ConsumerCore:
@@ -66,4 +67,4 @@ def by_ids(session: Session, stream: StreamId, ids: Iterable[int], *, datasets: 
         min_parts=min_parts, ack="none", redeliver_after=None, max_attempts=0, ids=intervals(ids),
     )  # fmt: skip
     how = reading(datasets=datasets, ack="none", group=None, prefetch=None, on_loss="raise")
-    return ConsumerCore(request.channel, stream, session, request, how)
+    return ConsumerCore(request.channel, stream, session, checked(request), how)

@@ -31,6 +31,7 @@ from firstlight.wire import (
     Rejected,
     Stored,
     Want,
+    checked,
 )
 
 if TYPE_CHECKING:
@@ -137,10 +138,10 @@ class ProducerCore:
         self.channel = channel
         self.stream = stream
         self._outlet = outlet
-        self._open = OpenProducer(
+        self._open = checked(OpenProducer(
             channel, stream.beamtime, stream.source, stream.stream, secrets.randbits(63) | 1, ack,
             dict(policy) if policy is not None else None,
-        )  # fmt: skip
+        ))  # fmt: skip
         self._linger_s = linger_s
         self._clock = clock
         self._sequence = 0
@@ -418,7 +419,7 @@ class ProducerCore:
 
     def end(self, next_stream: str | None, aborted: str | None) -> None:
         """End the stream behind everything that was handed over; aborting does not wait for what has no room."""
-        self._ending = EndStream(self.channel, next_stream, aborted)
+        self._ending = checked(EndStream(self.channel, next_stream, aborted))
         if aborted is not None:
             self._unsent.clear()
         self._send_unsent()

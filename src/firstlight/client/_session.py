@@ -40,6 +40,7 @@ from firstlight.wire import (
     RegionGone,
     Release,
     Welcome,
+    checked,
     decode_from_service,
     encode,
     frame,
@@ -354,7 +355,19 @@ class Session(Outlet):
             channel.close()
 
     def ask(self, question: Any) -> Question:
-        """Ask; the answer comes into the returned object."""
+        """Ask; the answer comes into the returned object.
+
+        Acknowledgements go first, so that what was acknowledged before is counted in the answer.
+
+        Raises
+        ------
+        ConfigurationError
+            If the service could not read the question.
+        """
+        question = checked(question)
+        for channel in self.channels.values():
+            if isinstance(channel, ConsumerCore):
+                channel.say_settled()
         number = self.new_number()
         waiting = self.questions[number] = Question(Ask(number, question))
         self.send(waiting.ask)

@@ -6,12 +6,14 @@ neighbouring versions understand each other. ``docs/reference/wire-protocol.md``
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+import functools
+import numbers
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 
 import firstlight.errors as errors
-from firstlight.errors import FirstlightError, RemoteProtocolError
+from firstlight.errors import ConfigurationError, FirstlightError, RemoteProtocolError
 
 __all__ = [
     "PROTOCOL_VERSION",
@@ -556,7 +558,22 @@ FromService: TypeAlias = (
     | Failed
 )
 
+M = TypeVar("M", bound=_Message)
+
+
+def _plain(value: Any) -> Any:
+    """What numpy calls a number or a text, as Python does."""
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    if isinstance(value, str):
+        return str(value)
+    raise TypeError(f"a {type(value).__name__} cannot be sent")
+
+
 _ENCODER = msgspec.msgpack.Encoder()
+_VALUE_ENCODER = msgspec.msgpack.Encoder(enc_hook=_plain)
 _FROM_CLIENT: msgspec.msgpack.Decoder[FromClient] = msgspec.msgpack.Decoder(FromClient)
 _FROM_SERVICE: msgspec.msgpack.Decoder[FromService] = msgspec.msgpack.Decoder(FromService)
 
@@ -564,6 +581,35 @@ _FROM_SERVICE: msgspec.msgpack.Decoder[FromService] = msgspec.msgpack.Decoder(Fr
 def encode(message: FromClient | FromService) -> bytes:
     """The envelope."""
     return _ENCODER.encode(message)
+
+
+@functools.cache
+def _fields(kind: type[_Message]) -> tuple[tuple[str, msgspec.msgpack.Decoder[Any]], ...]:
+    return tuple((field.name, msgspec.msgpack.Decoder(field.type)) for field in msgspec.structs.fields(kind))
+
+
+def checked(message: M) -> M:
+    """The same message, certain to be one that the other side can read; numbers of numpy become plain ones.
+
+    For messages with values that a user gave. The other side takes anything of a wrong type for the word of a stranger and
+    closes the connection, with everything else that goes on there.
+
+    Raises
+    ------
+    ConfigurationError
+        With the name of the field.
+    """
+    values: dict[str, Any] = {}
+    for name, decoder in _fields(type(message)):
+        value = getattr(message, name)
+        try:
+            values[name] = decoder.decode(_VALUE_ENCODER.encode(value))
+        except (msgspec.DecodeError, TypeError, ValueError, OverflowError) as error:
+            text = repr(value)
+            raise ConfigurationError(
+                f"{name} cannot be {text if len(text) <= 80 else text[:77] + '...'}: {error}", field=name
+            ) from error
+    return type(message)(**values)
 
 
 def decode_from_client(envelope: memoryview) -> FromClient:
