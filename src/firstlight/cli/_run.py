@@ -295,8 +295,10 @@ def _fail(running: Run) -> None:
     """Leave with the exit code that the end of the run deserves."""
     error = running.error
     if error is not None:
-        if isinstance(error, PipelineError) and error.values.get("traceback_text"):
-            note(error.values["traceback_text"].rstrip())
+        trace = error.values.get("traceback_text") if isinstance(error, PipelineError) else None
+        # The error that ended the run is most often among those that `_tell` has shown.
+        if trace and trace not in [shown.error.traceback for shown in running.stats.last_errors[:_SHOWN_ERRORS]]:
+            note(trace.rstrip())
         raise error
     if running.state == "stopped":
         raise typer.Exit(130)
