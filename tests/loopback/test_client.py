@@ -531,6 +531,11 @@ def test_wrong_arguments_are_told_at_once(client: Client) -> None:
         client.produce("mem", stream="s", ack="written", policy=Policy(keep=Keep.MEMORY))
     with pytest.raises(ConfigurationError, match="cannot contain '/'"):
         client.produce("a/b", stream="s")
+    for data in ([1, 2], "text", None, 5):
+        with pytest.raises(DataError, match="is an array or bytes, not a"):
+            out.send(data)
+    with pytest.raises(DataError, match=r"3 bytes are no array of uint16 and shape \(4,\), which takes 8"):
+        out.send(b"abc", spec=ArraySpec(np.dtype("u2"), (4,)))
     asks = {
         "last_id": lambda: client.set_cursor("det", "g", "3", stream="s"),
         "query": lambda: client.find("det", 5, stream="s"),

@@ -131,11 +131,18 @@ def _file(path: Path, lines: bool) -> Iterator[_Item]:
 def _array(path: Path) -> Any:
     import numpy as np
 
+    from firstlight.model import ArraySpec
+
     try:
-        # Never pickles: a file that somebody sends must not run code.
-        return np.load(path, allow_pickle=False)
+        with open(path, "rb") as opened:
+            # Not `np.load`: it advises to unpickle whatever it cannot read, and a file that somebody sends must not run code.
+            array = np.lib.format.read_array(opened, allow_pickle=False)
+        ArraySpec.of(array)
+    except DataError as error:
+        raise DataError(f"cannot send {path}: {error}", path=str(path)) from error
     except (ValueError, EOFError) as error:
-        raise DataError(f"{path} does not hold an array: {error}", path=str(path)) from error
+        raise DataError(f"{path} does not hold an array that can be sent: {error}", path=str(path)) from error
+    return array
 
 
 def _report(out: Producer, stream: str, as_json: bool) -> None:

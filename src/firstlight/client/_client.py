@@ -685,7 +685,7 @@ class Producer(ProducerEnd):
         id
             1, 2, 3, ...; None lets the service count.
         meta
-            JSON object.
+            JSON object; numbers of numpy are taken as well. JSON knows no NaN and no infinity: both arrive as None.
         spec
             What array the bytes are, when they come compressed from a detector.
         part, parts

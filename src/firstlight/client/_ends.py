@@ -223,7 +223,9 @@ class ConsumerEnd:
 
 
 def _size(data: Any) -> int:
-    return data.nbytes if isinstance(data, np.ndarray | memoryview) else len(data)
+    if isinstance(data, np.ndarray | memoryview):
+        return data.nbytes
+    return len(data) if hasattr(data, "__len__") else 0
 
 
 def _address(array: NDArray[Any]) -> int:

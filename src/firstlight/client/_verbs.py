@@ -12,7 +12,7 @@ import numpy as np
 
 from firstlight.client._consuming import Reading
 from firstlight.errors import ConfigurationError, DataError
-from firstlight.model import DATA_FORMAT, ArraySpec, Buffer, Policy, Ranges, StreamId
+from firstlight.model import DATA_FORMAT, ArraySpec, Buffer, Compression, Policy, Ranges, StreamId
 from firstlight.wire import OpenConsumer, SetMeta
 
 __all__ = ["Outgoing", "consumer_request", "intervals", "meta_question", "outgoing", "policy_wish", "read_meta"]
@@ -96,6 +96,12 @@ def outgoing(
     else:
         text = "" if spec is None else _text(spec)
         blob = data if isinstance(data, bytes) else _as_bytes(data, copy=copy)
+    # Compressed bytes are as many as they are; of plain ones a wrong number would look like damage to all who read them.
+    if spec is not None and spec.compression is Compression.NONE and len(blob) != spec.nbytes:
+        raise DataError(
+            f"{len(blob)} bytes are no array of {spec.dtype} and shape {spec.shape}, which takes {spec.nbytes}",
+            size=len(blob),
+        )
     if text:
         json = encode_json({**meta, DATA_FORMAT: text} if meta else {DATA_FORMAT: text}, "metadata")
     else:
@@ -104,7 +110,11 @@ def outgoing(
 
 
 def _as_bytes(data: Any, *, copy: bool) -> Buffer:
-    view = memoryview(data).cast("B")
+    try:
+        view = memoryview(data)
+    except TypeError as error:
+        raise DataError(f"a message is an array or bytes, not a {type(data).__name__}") from error
+    view = (view if view.c_contiguous else memoryview(view.tobytes())).cast("B")
     return view if view.readonly or not copy else bytes(view)
 
 

@@ -25,6 +25,6 @@ def test_what_fits_stays_as_it_is() -> None:
 
 @pytest.mark.parametrize("value", ["3", 3.5, None, 2**70, object(), [1], "\ud800", "x" * 1000])
 def test_the_field_that_does_not_fit_is_named(value: object) -> None:
-    with pytest.raises(ConfigurationError, match="^last_id cannot be ") as caught:
+    with pytest.raises(ConfigurationError, match=r"^last_id cannot be ") as caught:
         checked(SetCursor("bt", "det", "s", "g", value))
     assert len(str(caught.value)) < 200
