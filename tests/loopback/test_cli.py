@@ -147,7 +147,7 @@ def test_only_what_matches_a_query(shell: Shell) -> None:
         shell("produce", "log/query", "-", "--no-finish", "--meta", f'{{"name": "{name}"}}', given="x")
     found = shell.lines("consume", "log/query", "--query", "meta.name = 'b'", "-n", 1)
     assert [(message["id"], message["meta"]["name"]) for message in found] == [(2, "b")]
-    _, err = shell("consume", "log/query", "--query", "meta.name ==", code=1)
+    _, err = shell("consume", "log/query", "--query", "meta.name ==", code=2)
     assert err.startswith("firstlight: ")
 
 
@@ -268,6 +268,12 @@ def test_a_file_that_holds_no_array_sends_nothing_half(shell: Shell) -> None:
     (shell.folder / "bad.npy").write_bytes(b"\x93NUMPY\x01")
     _, err = shell("produce", "cam/bad", "bad.npy", code=1)
     assert "bad.npy does not hold an array" in err
+    (shell.folder / "text.npy").write_bytes(b"no array at all")
+    _, err = shell("produce", "cam/text", "text.npy", code=1)
+    assert "text.npy does not hold an array" in err and "pickle" not in err
+    np.save(shell.folder / "words.npy", np.array(["a", "b"]))
+    _, err = shell("produce", "cam/words", "words.npy", code=1)
+    assert "cannot send words.npy: arrays of dtype <U1" in err
     (stream,) = shell.lines("info", "cam/bad")
     assert stream["aborted"].startswith("DataError")  # whoever waits for it learns that it will not come
 
@@ -309,6 +315,8 @@ def test_a_second_service_on_the_same_data_or_port_is_refused(service: RunningSe
         other = {"--port": "--http-port", "--http-port": "--port"}[option]
         _, err = shell("serve", "--data", "d", option, url.rpartition(":")[2], other, 0, "--no-asapo", code=1)
         assert f"Choose another {option}" in err
+    _, err = shell("serve", "--data", "d", "--host", "192.0.2.1", "--port", 0, "--http-port", 0, code=1)
+    assert "192.0.2.1" in err and "choose another --host" in err
 
 
 def test_serve_reads_its_file_and_tells_where_it_listens(shell: Shell) -> None:

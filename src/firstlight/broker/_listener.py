@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 from collections.abc import Iterator
 
@@ -137,9 +138,9 @@ class _Guarded(HttpToolsProtocol):
 
 def _listening_socket(host: str, port: int, option: str) -> socket.socket:
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
-            0
-        ]
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
     except OSError as error:
         raise ConfigurationError(f"cannot serve HTTP on {host!r}: {error.strerror}", host=host) from error
     # With the protocol named, asyncio switches off the delay of small packets, which costs 40 ms an answer.
@@ -150,9 +151,11 @@ def _listening_socket(host: str, port: int, option: str) -> socket.socket:
         sock.listen()
     except OSError as error:
         sock.close()
+        hint = "this machine does not have that address; choose another --host"
+        if error.errno != errno.EADDRNOTAVAIL:
+            hint = f"is another service running? Choose another {option}"
         raise ConnectionLostError(
-            f"cannot serve HTTP on {host}:{port}: {error.strerror}; is another service running? "
-            f"Choose another {option}",
+            f"cannot serve HTTP on {host}:{port}: {error.strerror}; {hint}",
             host=host, port=port,
         ) from error  # fmt: skip
     sock.setblocking(False)

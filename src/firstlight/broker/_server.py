@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import secrets
 import socket
@@ -127,8 +128,11 @@ class Server:
             sock.bind((host, port))
         except OSError as error:
             sock.close()
+            hint = "this machine does not have that address; choose another --host"
+            if error.errno != errno.EADDRNOTAVAIL:
+                hint = "is another service running? Choose another --port"
             raise ConnectionLostError(
-                f"cannot listen on {host}:{port}: {error.strerror}; is another service running? Choose another --port",
+                f"cannot listen on {host}:{port}: {error.strerror}; {hint}",
                 host=host, port=port,
             ) from error  # fmt: skip
         return sock

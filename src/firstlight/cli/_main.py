@@ -18,6 +18,7 @@ from firstlight.errors import (
     FirstlightError,
     MessageEvictedError,
     MessageNotFoundError,
+    QueryError,
     StreamNotFoundError,
     StreamTimeoutError,
 )
@@ -28,6 +29,7 @@ _FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
 
 _EXIT_CODES: tuple[tuple[type[FirstlightError], int], ...] = (
     (ConfigurationError, _USAGE),
+    (QueryError, _USAGE),  # it comes from the service, but what was typed is wrong
     (ConnectionLostError, 3),
     (StreamNotFoundError, 4),
     (MessageNotFoundError, 4),

@@ -28,6 +28,7 @@ VERBS += [name for name in ("run", "demo", "bench") if importlib.util.find_spec(
         ("StorageError", 1),
         ("StreamAbortedError", 1),
         ("ConfigurationError", 2),
+        ("QueryError", 2),
         ("ConnectionLostError", 3),
         ("ServiceRefusedError", 3),
         ("StreamNotFoundError", 4),
