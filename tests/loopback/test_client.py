@@ -520,6 +520,12 @@ def test_wrong_arguments_are_told_at_once(client: Client) -> None:
         ({"id": 2**63}, "ids count from 1"),
         ({"part": 2, "parts": 1}, "part 2 of 1"),
         ({"part": 1, "parts": 2}, "need an id"),
+        ({"id": 1.5}, "id=1.5 is not a whole number"),
+        ({"id": "5"}, "id='5' is not a whole number"),
+        ({"id": 1, "part": 1.0, "parts": 2}, "part=1.0 is not a whole number"),
+        ({"timestamp_ns": 1.7e18}, "timestamp_ns=1.7e.18 is not a whole number"),
+        ({"timestamp_ns": 2**63}, "is no time"),
+        ({"spec": "u2"}, "spec is an ArraySpec"),
         ({"meta": {"x": object()}}, "cannot hold a object"),
         ({"meta": [1]}, "is a dictionary"),
     ]:
@@ -555,6 +561,23 @@ def test_wrong_arguments_are_told_at_once(client: Client) -> None:
     out.send(b"still works")
     out.flush()
     out.close()
+
+
+def test_what_cannot_be_sent_takes_nothing_along(client: Client) -> None:
+    with client.produce("det", stream="s", linger=1.0) as out:
+        out.send(b"before")
+        for wrong in ({"timestamp_ns": time.time() * 1e9}, {"id": 2.0}):
+            with pytest.raises(DataError, match="is not a whole number"):
+                out.send(b"wrong", **wrong)
+        out.send(b"behind")
+        out.send(b"with an id", id=3)
+        out.send(b"without")
+    assert [bytes(m.data) for m in client.consume("det", stream="s")] == [
+        b"before",
+        b"behind",
+        b"with an id",
+        b"without",
+    ]
 
 
 def test_numbers_of_numpy_are_numbers(client: Client) -> None:

@@ -435,7 +435,7 @@ _LOAN_HEAD = ALIGNMENT
 
 def _fits_behind(last: tuple[int, int, int, int, int], row: tuple[int, int, int, int, int]) -> bool:
     """Messages of one batch are the same part of their datasets, and their ids count up, or are all left to the service."""
-    return last[2:4] == row[2:4] and (last[0] < row[0] or last[0] == row[0] == 0)
+    return last[2:4] == row[2:4] and (0 < last[0] < row[0] or last[0] == row[0] == 0)
 
 
 def _padded(length: int) -> int:

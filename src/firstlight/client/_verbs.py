@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -79,14 +80,23 @@ def outgoing(
     DataError, ConfigurationError
         If the id, the part or the metadata cannot be sent.
     """
-    if id is not None and not 0 < id < 2**63:
-        raise DataError(f"ids count from 1 to 2^63 - 1; {id} is not one", id=id)
+    if id is not None:
+        id = _whole("id", id)
+        if not 0 < id < 2**63:
+            raise DataError(f"ids count from 1 to 2^63 - 1; {id} is not one", id=id)
+    part, parts = (0, 1) if (part, parts) == (0, 1) else (_whole("part", part), _whole("parts", parts))
     if not 0 <= part <= parts <= 65535 or (parts > 1) != (part > 0):
         raise DataError(
             f"part {part} of {parts} does not exist; parts of a dataset count from 1", part=part, parts=parts
         )
     if parts > 1 and id is None:
         raise DataError("the parts of a dataset need an id, so that they find each other")
+    if timestamp_ns is not None:
+        timestamp_ns = _whole("timestamp_ns", timestamp_ns)
+        if not -(2**63) <= timestamp_ns < 2**63:
+            raise DataError(f"timestamp_ns={timestamp_ns} is no time: it counts ns from 1970 and takes 64 bits")
+    if spec is not None and not isinstance(spec, ArraySpec):
+        raise DataError(f"spec is an ArraySpec, not a {type(spec).__name__}")
     if isinstance(data, np.ndarray):
         text = _description(data.dtype, data.shape) if spec is None else _text(spec)
         owned = not data.flags.c_contiguous
@@ -107,6 +117,16 @@ def outgoing(
     else:
         json = encode_json(meta, "metadata") if meta else b"{}"
     return Outgoing(id or 0, time.time_ns() if timestamp_ns is None else timestamp_ns, part, parts, json, blob)
+
+
+def _whole(what: str, value: Any) -> int:
+    """A number that can be counted with. A float is none: it would fail when its batch is sent, and the others in it with it."""
+    if type(value) is int:
+        return value
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise DataError(f"{what}={value!r} is not a whole number; write int(...) if it is meant to be one") from error
 
 
 def _as_bytes(data: Any, *, copy: bool) -> Buffer:
