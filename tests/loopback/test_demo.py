@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cbor2
 import numpy as np
 import pytest
+import zmq
 from rich.console import Console
 
 import firstlight
@@ -29,7 +31,7 @@ from firstlight.model import Image
 from firstlight.testing import EIGER_SHAPES, SimulatedEiger
 from firstlight.testing.demo import Plan, Progress, make_plan
 from firstlight.testing.demo._analysis import CrystalStatistics, Found
-from firstlight.testing.demo._detector import look_through
+from firstlight.testing.demo._detector import DemoEiger, look_through
 from firstlight.testing.demo._memory import family, family_memory
 from firstlight.testing.demo._plan import Output
 from firstlight.testing.demo._record import IdOrder
@@ -360,6 +362,25 @@ def test_a_folder_that_cannot_be_written_is_named() -> None:
 def found(hit: bool, n_peaks: int = 0, *, sent_ns: int = 1) -> Found:
     where = np.full(n_peaks, 3.0, np.float32)
     return Found(hit, 100, sent_ns, True, where, where, np.full(n_peaks, 50.0, np.float32))
+
+
+def test_a_slow_detector_that_is_cancelled_behind_its_end_does_not_end_twice() -> None:
+    with (
+        DemoEiger(shape=EIGER_SHAPES["500K"], n_frames=2, rate_hz=0.5, n_distinct=1) as eiger,
+        zmq.Context() as context,
+        context.socket(zmq.PULL) as reader,
+    ):
+        reader.connect(eiger.endpoint)
+        eiger.triggered.set()
+        eiger.start()
+        kinds = []
+        while "end" not in kinds:
+            assert reader.poll(10_000)
+            kinds.append(cbor2.loads(reader.recv())["type"])
+        eiger.cancelled.set()
+        assert kinds == ["start", "image", "image", "end"]
+        assert eiger.join(1.0), "it waits for somebody who reads a second end"
+        assert not reader.poll(100)
 
 
 def test_results_are_put_into_order_and_none_is_forgotten() -> None:

@@ -58,10 +58,15 @@ class DemoEiger(SimulatedEiger):
         waited_s = time.monotonic() - armed_s
         while not self.cancelled.is_set():
             # Each message is made when it is due, so that the time in it is right.
+            is_end = self.n_images >= self.n_frames
             made = next(messages, None)
             if made is None:
                 return
-            yield made[0] + waited_s, made[1]
+            # Nobody waits for what is due behind the end, and whoever cancels meanwhile must not get a second one: the
+            # reader has gone, so that it could never leave.
+            yield 0.0 if is_end else made[0] + waited_s, made[1]
+            if is_end:
+                return
         yield waited_s, cbor2.dumps({"type": "end"} | series.ids)
 
     def _wait_for_trigger(self, armed_s: float) -> None:
