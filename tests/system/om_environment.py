@@ -20,6 +20,9 @@ __all__ = ["REQUIREMENTS", "EnvironmentFailed", "om_python"]
 #: OM 23.8.3 uses ``numpy.float_``, which numpy 2 has no more. The last two are what its source of ASAP::O imports.
 REQUIREMENTS = ("ondamonitor==23.8.3", "numpy<2", "asapo_consumer==25.3.0", "seedee==0.3.2")
 
+#: OM's wheels are for this version only; another Python that runs the tests may have it beside itself.
+_VERSION = (3, 11)
+
 _BUILD = Path(__file__).resolve().parents[2] / "build"
 _WITHIN_S = 600.0
 _CHECK = "import asapo_consumer, om.data_retrieval_layer as layer; layer.EigerAsapoDataRetrieval"
@@ -37,21 +40,28 @@ def om_python(build: Path = _BUILD) -> Path:
     EnvironmentFailed
         With the last line of what failed.
     """
-    wanted = "\n".join((sys.version, *REQUIREMENTS))
+    base = _base_python()
+    wanted = "\n".join((base, *REQUIREMENTS))
     folder = build / f"om-{hashlib.sha256(wanted.encode()).hexdigest()[:12]}"
     build.mkdir(parents=True, exist_ok=True)
     # Whoever comes second waits for the first, and finds it made.
     with (build / "om.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "complete").exists():
-            _make(folder)
+            _make(folder, base)
     return folder / "bin" / "python"
 
 
-def _make(folder: Path) -> None:
+def _base_python() -> str:
+    if sys.version_info[:2] == _VERSION:
+        return sys.executable
+    return shutil.which("python{}.{}".format(*_VERSION)) or sys.executable
+
+
+def _make(folder: Path, base: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     python = str(folder / "bin" / "python")
-    _run(sys.executable, "-m", "venv", str(folder))
+    _run(base, "-m", "venv", str(folder))
     # Wheels only: what has to be compiled needs more than a Python, and is another test.
     _run(python, "-m", "pip", "install", "-q", "--only-binary", ":all:", *REQUIREMENTS)
     _run(python, "-c", _CHECK)
