@@ -256,7 +256,7 @@ class AsyncClient:
 
     async def _reconnect(self, reason: Exception) -> None:
         logger.warning(
-            "lost the connection to %s (%s); trying again for %.0f s", self._address, reason, self._reconnect_timeout
+            "lost the connection to %s (%s); trying again for %g s", self._address, reason, self._reconnect_timeout
         )
         deadline = time.monotonic() + self._reconnect_timeout
         pause = 0.05
@@ -270,7 +270,7 @@ class AsyncClient:
                 return
             except ConnectionLostError as error:
                 if time.monotonic() > deadline:
-                    self._give_up(ConnectionLostError(f"{error} (tried for {self._reconnect_timeout:.0f} s)"))
+                    self._give_up(ConnectionLostError(f"{error} (tried for {self._reconnect_timeout:g} s)"))
                     return
             await asyncio.sleep(pause)
             pause = min(pause * 1.6, 1.0)
@@ -414,9 +414,7 @@ class AsyncClient:
         self._flush()
         try:
             if not await self._wait(lambda: waiting.done, inquiry.timeout):
-                raise StreamTimeoutError(
-                    f"the service at {self._address} did not answer within {inquiry.timeout:.0f} s"
-                )
+                raise StreamTimeoutError(f"the service at {self._address} did not answer within {inquiry.timeout:g} s")
         finally:
             self._session.questions.pop(waiting.ask.number, None)
         return inquiry.read(waiting.result(inquiry.kind))

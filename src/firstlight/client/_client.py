@@ -262,7 +262,7 @@ class Client:
 
     def _reconnect(self, reason: Exception) -> None:
         logger.warning(
-            "lost the connection to %s (%s); trying again for %.0f s", self._address, reason, self._reconnect_timeout
+            "lost the connection to %s (%s); trying again for %g s", self._address, reason, self._reconnect_timeout
         )
         with self._lock:
             self._session.disconnected()
@@ -282,7 +282,7 @@ class Client:
                 return
             except FirstlightError as error:
                 if time.monotonic() > deadline:
-                    self._give_up(ConnectionLostError(f"{error} (tried for {self._reconnect_timeout:.0f} s)"))
+                    self._give_up(ConnectionLostError(f"{error} (tried for {self._reconnect_timeout:g} s)"))
                     return
             time.sleep(pause)
             pause = min(pause * 1.6, 1.0)
@@ -341,7 +341,7 @@ class Client:
             try:
                 if not self._wait(lambda: waiting.done, inquiry.timeout):
                     raise StreamTimeoutError(
-                        f"the service at {self._address} did not answer within {inquiry.timeout:.0f} s"
+                        f"the service at {self._address} did not answer within {inquiry.timeout:g} s"
                     )
             finally:
                 self._session.questions.pop(waiting.ask.number, None)

@@ -130,14 +130,14 @@ class ProducerEnd:
 
     def _no_room(self) -> StreamTimeoutError:
         return StreamTimeoutError(
-            f"no room for a message of {self.stream} within {self._timeout:.0f} s: the service is away, its memory is "
+            f"no room for a message of {self.stream} within {self._timeout:g} s: the service is away, its memory is "
             "full of messages that are not on disk or not read yet, or the disk is full; `firstlight status` tells",
             stream=str(self.stream),
         )
 
     def _not_opened(self) -> StreamTimeoutError:
         return StreamTimeoutError(
-            f"the service did not open {self.stream} within {self._timeout:.0f} s", stream=str(self.stream)
+            f"the service did not open {self.stream} within {self._timeout:g} s", stream=str(self.stream)
         )
 
     def _not_stored(self) -> StreamTimeoutError:
@@ -148,7 +148,7 @@ class ProducerEnd:
 
     def _not_ended(self) -> StreamTimeoutError:
         return StreamTimeoutError(
-            f"the service did not confirm the end of {self.stream} within {self._timeout:.0f} s",
+            f"the service did not confirm the end of {self.stream} within {self._timeout:g} s",
             stream=str(self.stream),
         )
 
@@ -217,7 +217,7 @@ class ConsumerEnd:
 
     def _not_settled(self, timeout: float) -> StreamTimeoutError:
         return StreamTimeoutError(
-            f"the service did not confirm acknowledgements for {self.stream} within {timeout:.0f} s",
+            f"the service did not confirm acknowledgements for {self.stream} within {timeout:g} s",
             stream=str(self.stream),
         )
 
