@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from firstlight.cli._options import Json
-from firstlight.cli._output import age, columns, number, print_json, progress, size
+from firstlight.cli._output import age, columns, number, print_json, progress, short, size
 from firstlight.errors import FirstlightError
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ def inspect(
 ) -> None:
     """Show what files hold and what is wrong with them, without a service.
 
-    Nothing is changed. The exit code is 1 if something is damaged.
+    Nothing is changed. Long names are shortened in the middle, but not with --json. The exit code is 1 if something is
+    damaged.
     """
     n_damaged = 0
     for path in paths:
@@ -192,7 +193,9 @@ def _segment_lines(report: dict[str, Any]) -> Iterator[str]:
         f"  number {description['segment']} of {description['beamtime']}/{description['source']}, begun "
         f"{age(description['created_ns'])}, {size(report['used'])} used of {size(report['size'])}"
     )
-    rows = [(s["stream"], number(s["batches"]), number(s["messages"]), size(s["bytes"])) for s in report["streams"]]
+    rows = [
+        (short(s["stream"]), number(s["batches"]), number(s["messages"]), size(s["bytes"])) for s in report["streams"]
+    ]
     yield columns([("stream", "batches", "messages", "size"), *rows], right=(1, 2, 3), indent="  ")
 
 
@@ -205,8 +208,8 @@ def _directory_lines(report: dict[str, Any]) -> Iterator[str]:
     yield f"  {len(report['streams'])} streams, {report['segments']} segments, {size(report['size'])}"
     rows = [
         (
-            s["stream"], number(s["messages"]), size(s["bytes"]), s["batches_on_disk"], s["batches_gone"],
-            ", ".join(s["groups"]), age(s["last_ns"]), s["state"],
+            short(s["stream"]), number(s["messages"]), size(s["bytes"]), s["batches_on_disk"], s["batches_gone"],
+            short(", ".join(s["groups"])), age(s["last_ns"]), s["state"],
         )
         for s in report["streams"]
     ]  # fmt: skip

@@ -21,10 +21,13 @@ __all__ = [
     "number",
     "print_json",
     "progress",
+    "short",
     "size",
     "timestamp",
 ]
 
+#: Names in tables that also show numbers; those of most facilities are shorter.
+_SHORT = 60
 _PREFIXES = ("", "k", "M", "G", "T", "P")
 
 
@@ -107,6 +110,18 @@ def bar(part: float, whole: float, *, width: int = 20) -> str:
     share = min(max(part / whole, 0.0), 1.0) if whole else 0.0
     filled = round(share * width)
     return f"[{'#' * filled}{'-' * (width - filled)}] {100 * share:3.0f} %"
+
+
+def short(name: str, width: int = _SHORT) -> str:
+    """A name that fits into a table: of a longer one the middle is left out. Names may have 1023 bytes.
+
+    >>> short("commissioning/eiger/scan_0042", width=15)
+    'commiss…an_0042'
+    """
+    if len(name) <= width:
+        return name
+    end = width // 2
+    return f"{name[: width - end - 1]}…{name[-end:]}"
 
 
 def columns(rows: Iterable[Sequence[object]], *, right: Sequence[int] = (), indent: str = "") -> str:

@@ -27,10 +27,10 @@ def batch(first_id: int, blobs: list[bytes], metas: list[bytes]) -> memoryview:
     return memoryview(memory)
 
 
-def write_segment(root: Path, blob: bytes, meta: bytes) -> Path:
-    writer = SegmentWriter(root, STREAM.beamtime, STREAM.source, 1)
+def write_segment(root: Path, blob: bytes, meta: bytes, stream: StreamId = STREAM) -> Path:
+    writer = SegmentWriter(root, stream.beamtime, stream.source, 1)
     for n in range(3):
-        writer.append([(STREAM, 1, batch(2 * n + 1, [blob, blob], [meta, meta]))], checksum_blobs=True)
+        writer.append([(stream, 1, batch(2 * n + 1, [blob, blob], [meta, meta]))], checksum_blobs=True)
     writer.close()
     return writer.path
 
@@ -117,3 +117,15 @@ def test_what_is_not_ours_is_said_for_each_file(tmp_path: Path, capsys: pytest.C
     reports = inspected(other, tmp_path, capsys=capsys, code=1)
     assert "neither a segment file nor a journal" in reports[0]["problems"][0]  # type: ignore[index]
     assert "not a data directory" in reports[1]["problems"][0]  # type: ignore[index]
+
+
+def test_a_very_long_name_does_not_widen_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stream = StreamId("bt", "eiger", "begin_" + "x" * 1000 + "_end")
+    path = write_segment(tmp_path, b"blob", b"{}", stream)
+    for target in (path, tmp_path):
+        main(["inspect", str(target)])
+        (row,) = (line for line in capsys.readouterr().out.splitlines() if "begin_" in line)
+        assert row.startswith("  bt/eiger/begin_x") and "x_end  " in row and "…" in row
+        assert len(row) < 150
+        main(["inspect", "--json", str(target)])
+        assert json.loads(capsys.readouterr().out)["streams"][0]["stream"] == str(stream)
