@@ -13,7 +13,7 @@ import pytest
 
 from firstlight.broker import BrokerSettings, ServerSettings
 from firstlight.broker._service import HttpSettings, Service, ServiceSettings
-from firstlight.client import Client
+from firstlight.client import AsyncClient, Client
 from firstlight.errors import ConnectionLostError, DuplicateIdError, StorageError
 from firstlight.storage import StorageSettings
 from firstlight.testing._service import RunningService
@@ -127,18 +127,38 @@ def test_metrics_are_what_prometheus_reads(http: httpx.Client) -> None:
     value = {
         (sample.name, *sorted(sample.labels.items())): sample.value for family in families for sample in family.samples
     }
-    monitor = (("group", "monitor"), ("source", "eiger"))
+    monitor = (("beamtime", "bt"), ("group", "monitor"), ("source", "eiger"))
     open_ = sum(value[f"firstlight_group_{what}", *monitor] for what in ("lag", "pending", "waiting"))
     assert open_ == N - 1
     assert value["firstlight_group_messages_acknowledged_total", *monitor] == 1
     assert value["firstlight_group_messages_lost_total", *monitor] == 0
-    assert value["firstlight_source_messages_received_total", ("source", "eiger")] == N
-    assert value["firstlight_source_messages_rejected_total", ("source", "motor")] == 1
+    assert value["firstlight_source_messages_received_total", ("beamtime", "bt"), ("source", "eiger")] == N
+    assert value["firstlight_source_messages_rejected_total", ("beamtime", "other"), ("source", "motor")] == 1
     assert value["firstlight_messages_received_total",] == N + 1
     assert value["firstlight_health", ("condition", "disk")] == 0
     for name in ("incoming_bytes_per_second", "persist_backlog_bytes", "messages_evicted_unsaved_total"):
         assert (f"firstlight_{name}",) in value
     assert ("firstlight_memory_used_bytes", ("ring", "small")) in value
+
+
+def test_the_same_source_and_group_in_two_beamtimes_are_two(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with Service(settings(tmp_path)) as service, httpx.AsyncClient(base_url=service.http_url) as http:
+            async with AsyncClient(service.url) as client:
+                for beamtime, n in (("one", 2), ("two", 3)):
+                    async with client.produce("eiger", beamtime=beamtime, stream="s") as out:
+                        for _ in range(n):
+                            await out.send(b"x")
+                    async with client.consume("eiger", beamtime=beamtime, stream="s", group="g") as consumer:
+                        assert len([message async for message in consumer]) == n
+                text = (await http.get("/metrics")).text
+            for beamtime, n in (("one", 2), ("two", 3)):
+                place = f'beamtime="{beamtime}"'
+                assert f'firstlight_source_messages_received_total{{{place},source="eiger"}} {n}.0' in text
+                assert f'firstlight_group_messages_acknowledged_total{{{place},group="g",source="eiger"}} {n}.0' in text
+                assert f'firstlight_group_lag{{{place},group="g",source="eiger"}} 0.0' in text
+
+    asyncio.run(run())
 
 
 def test_connections_are_counted_by_path(service: RunningService, http: httpx.Client) -> None:

@@ -170,28 +170,29 @@ class _Answers:
         return _json(answer)
 
     def _labelled(self) -> Registry:
-        """Numbers by source and group, added up over streams, of which there are too many for Prometheus.
+        """Numbers by beamtime, source and group, added up over streams, of which there are too many for Prometheus.
 
         Groups that nobody joined since the start are left out: to find out about them costs time in proportion to
         their past.
         """
         registry = Registry()
-        sums: Counter[tuple[str, str, str]] = Counter()
-        levels: Counter[tuple[str, str, str]] = Counter()
+        sums: Counter[tuple[str, str, str, str]] = Counter()
+        levels: Counter[tuple[str, str, str, str]] = Counter()
         help_texts: dict[str, str] = {}
         for stream in self._broker.streams.values():
+            beamtime, source = stream.id.beamtime, stream.id.source
             for name, help_text, read in _OF_STREAMS:
-                sums[name, stream.id.source, ""] += read(stream)
+                sums[name, beamtime, source, ""] += read(stream)
                 help_texts[name] = help_text
             for group_name, (_, group) in stream.groups.items():
                 for into, rows in ((levels, _LEVELS_OF_GROUPS), (sums, _COUNTS_OF_GROUPS)):
                     for name, help_text, read in rows:
-                        into[name, stream.id.source, group_name] += read(group)
+                        into[name, beamtime, source, group_name] += read(group)
                         help_texts[name] = help_text
-        for (name, source, group_name), n in sums.items():
-            registry.counter(name, help=help_texts[name], **_labels(source, group_name)).add(n)
-        for (name, source, group_name), n in levels.items():
-            registry.gauge(name, help=help_texts[name], **_labels(source, group_name)).set(n)
+        for (name, *where), n in sums.items():
+            registry.counter(name, help=help_texts[name], **_labels(*where)).add(n)
+        for (name, *where), n in levels.items():
+            registry.gauge(name, help=help_texts[name], **_labels(*where)).set(n)
         self._add_connections(registry)
         return registry
 
@@ -205,8 +206,9 @@ class _Answers:
             )
 
 
-def _labels(source: str, group: str) -> dict[str, str]:
-    return {"source": source, "group": group} if group else {"source": source}
+def _labels(beamtime: str, source: str, group: str) -> dict[str, str]:
+    labels = {"beamtime": beamtime, "source": source}
+    return {**labels, "group": group} if group else labels
 
 
 def _with_state(info: Any) -> dict[str, Any]:
