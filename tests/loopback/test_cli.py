@@ -177,6 +177,17 @@ def test_info_of_stream_and_message(shell: Shell, scan: str) -> None:
     assert "did you mean" in shell("info", f"{scan}x", code=4)[1]
 
 
+def test_info_of_an_id_that_is_no_number(service: RunningService, shell: Shell, scan: str) -> None:
+    _, err = shell("info", f"{scan}#five", code=4)
+    assert f"if 'five' should be a message of {scan}: ids are numbers, 1, 2, 3, ..." in err
+    assert err.count("\n") == 1
+    with Client(service.url) as client, client.produce("cam", stream="with#sign") as out:
+        out.send(b"x")
+    assert shell.lines("info", "cam/with#sign")[0]["stream"] == "with#sign"
+    _, err = shell("info", "cam/none", code=4)
+    assert "ids are numbers" not in err
+
+
 def test_tail_of_a_finished_stream(shell: Shell, scan: str) -> None:
     assert [line["id"] for line in shell.lines("tail", scan, "-n", 2)] == [2, 3]
     assert [line["id"] for line in shell.lines("tail", scan, "--follow")] == [1, 2, 3]

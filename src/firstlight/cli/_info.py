@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -32,9 +33,27 @@ def info(
     stream, message_id = parse_message(target, beamtime)
     with connected(url, "info") as client:
         if message_id is None:
-            _tell_stream(client, stream, as_json)
+            with _no_number_named(stream):
+                _tell_stream(client, stream, as_json)
         else:
             _tell_message(client, stream, message_id, as_json)
+
+
+@contextmanager
+def _no_number_named(stream: StreamId) -> Iterator[None]:
+    """A stream may be called ``b#x``; if none is, somebody meant a message of ``b``."""
+    from firstlight.errors import StreamNotFoundError
+
+    try:
+        yield
+    except StreamNotFoundError as error:
+        name, sign, wanted = stream.stream.rpartition("#")
+        if not sign:
+            raise
+        raise StreamNotFoundError(
+            f"{error.text}; if {wanted!r} should be a message of {stream.source}/{name}: ids are numbers, 1, 2, 3, ...",
+            **error.values,
+        ) from error
 
 
 def _tell_stream(client: Client, stream: StreamId, as_json: bool) -> None:

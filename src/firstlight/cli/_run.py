@@ -13,7 +13,7 @@ import typer
 from firstlight.cli._connect import stop_on_signals
 from firstlight.cli._options import Beamtime, Json, Url
 from firstlight.cli._output import columns, duration, note, number, print_json
-from firstlight.errors import ConfigurationError, PipelineError
+from firstlight.errors import ConfigurationError, FirstlightError, PipelineError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -82,7 +82,7 @@ def load_pipeline(target: str) -> Pipeline:
     Raises
     ------
     ConfigurationError
-        If there is no such module or name, importing it raises, or it is no pipeline.
+        If there is no such module or name, importing it or the function raises, or it is no pipeline.
     """
     from firstlight.pipeline import Pipeline
 
@@ -97,10 +97,23 @@ def load_pipeline(target: str) -> Pipeline:
             raise ConfigurationError(f"{place} has no {name!r}; its pipelines: {', '.join(known) or 'none'}")
         found = getattr(found, part)
     if not isinstance(found, Pipeline) and callable(found) and not isinstance(found, type):
-        found = found()
+        found = _made_by(found, target)
     if not isinstance(found, Pipeline):
         raise ConfigurationError(f"{target} is a {type(found).__name__}, not a Pipeline")
     return found
+
+
+def _made_by(make: Any, target: str) -> Any:
+    try:
+        return make()
+    except FirstlightError:
+        raise  # it says what is wrong by itself
+    except Exception as error:  # the user's function may raise anything
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f" ({last.filename}, line {last.lineno}: {last.line})" if last.filename != __file__ else ""
+        raise ConfigurationError(
+            f"{target} should make a pipeline, and raised {type(error).__name__}: {error}{where}", target=target
+        ) from error
 
 
 def _import_file(path: Path) -> Any:

@@ -90,6 +90,20 @@ def test_a_file_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert capsys.readouterr().err == f"firstlight: cannot open {tmp_path / 'no'}: No such file or directory\n"
 
 
+def test_a_function_that_raises_instead_of_making_a_pipeline_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["run", "json:dumps", "-s", "s"]) == 2
+    raised = "raised TypeError: dumps() missing 1 required positional argument: 'obj'"
+    assert capsys.readouterr().err == f"firstlight: json:dumps should make a pipeline, and {raised}\n"
+    path = tmp_path / "broken_factory.py"
+    path.write_text("def make():\n    return 1 / 0\n")
+    assert main(["run", f"{path}:make", "-s", "s"]) == 2
+    err = capsys.readouterr().err
+    assert f"{path}:make should make a pipeline, and raised ZeroDivisionError: division by zero" in err
+    assert err.endswith(f" ({path}, line 2: return 1 / 0)\n") and err.count("\n") == 1
+
+
 def test_debug_lets_the_error_through(tmp_path: Path) -> None:
     with pytest.raises(FirstlightError, match="cannot open"):
         main(["inspect", str(tmp_path / "no"), "--debug"])
