@@ -319,7 +319,8 @@ def test_what_cannot_be_done_is_said_in_one_line(
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("firstlight.cli._demo._NEEDED", ("zmq", "no_such_module"))
     assert main(["demo"]) == 2
-    assert "needs no_such_module: pip install 'firstlight[demo]'" in capsys.readouterr().err
+    how = "needs no_such_module: in a clone of firstlight, python -m pip install '.[demo]'"
+    assert how in capsys.readouterr().err
 
 
 def test_defaults_depend_on_the_size(tmp_path: Path) -> None:

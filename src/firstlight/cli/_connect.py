@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from firstlight.cli._options import Beamtime, Json, Url, connected
+from firstlight.cli._options import Beamtime, Json, Url, check_extra, connected
 from firstlight.cli._output import note, number, print_json, size
 
 if TYPE_CHECKING:
     from firstlight.client import Client, Producer
     from firstlight.connectors import ConnectorEvent, ConnectorStats
 
-__all__ = ["app", "stop_on_signals"]
+__all__ = ["EIGER_MODULES", "app", "stop_on_signals"]
 
+EIGER_MODULES = ("cbor2", "zmq")
 _SHOW_EVERY_S = 0.5
 
 app = typer.Typer(help="Receive from a detector.")
@@ -49,6 +50,7 @@ def eiger2(
     Ctrl-C ends it; a series under way is aborted then. With --json one line for each change of state, and the sums at
     the end.
     """
+    check_extra("receiving from an EIGER", "eiger", EIGER_MODULES)
     from firstlight.connectors import run_eiger2
     from firstlight.model import DEFAULT_BEAMTIME
 

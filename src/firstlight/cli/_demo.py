@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from firstlight.cli._connect import stop_on_signals
-from firstlight.cli._options import Json
+from firstlight.cli._options import Json, check_extra
 from firstlight.cli._output import note, print_json
 from firstlight.cli._simulate import PixelType, Size
-from firstlight.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from firstlight.testing.demo import Summary
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["demo"]
 
 _FAILED, _INTERRUPTED = 1, 130
-#: Modules of the extra, and what installs them.
+#: Modules of the extra.
 _NEEDED = ("cbor2", "zmq", "h5py", "hdf5plugin", "matplotlib")
 
 
@@ -62,7 +60,7 @@ def demo(
     Ctrl-C ends it: what was sent by then is still analysed and written. With --json a summary is the last line of
     stdout.
     """
-    _check_extra()
+    check_extra("the demonstration", "demo", _NEEDED)
     from firstlight.cli._demo_panel import report, watched
     from firstlight.testing.demo import make_plan, run_demo
 
@@ -79,12 +77,6 @@ def demo(
     else:
         report(summary)
     _leave(summary)
-
-
-def _check_extra() -> None:
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigurationError(f"the demonstration needs {', '.join(missing)}: pip install 'firstlight[demo]'")
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
@@ -13,7 +15,17 @@ if TYPE_CHECKING:
     from firstlight.client import Client
     from firstlight.model import StreamId
 
-__all__ = ["Beamtime", "Json", "Target", "Url", "connected", "parse_json_object", "parse_message", "parse_stream"]
+__all__ = [
+    "Beamtime",
+    "Json",
+    "Target",
+    "Url",
+    "check_extra",
+    "connected",
+    "parse_json_object",
+    "parse_message",
+    "parse_stream",
+]
 
 Url: TypeAlias = Annotated[
     str | None,
@@ -39,6 +51,22 @@ Beamtime: TypeAlias = Annotated[
 Target: TypeAlias = Annotated[str, typer.Argument(metavar="[BEAMTIME/]SOURCE/STREAM", help="The stream.")]
 
 _MESSAGE = re.compile(r"(.+)#(\d+)")
+
+
+def check_extra(what: str, extra: str, modules: Iterable[str]) -> None:
+    """Make sure that an extra is installed.
+
+    Raises
+    ------
+    ConfigurationError
+        With the modules that are missing, and how to install them.
+    """
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigurationError(
+            f"{what} needs {', '.join(missing)}: in a clone of firstlight, python -m pip install '.[{extra}]'",
+            extra=extra,
+        )
 
 
 def connected(url: str | None, verb: str) -> Client:

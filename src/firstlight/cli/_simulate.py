@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from firstlight.cli._connect import stop_on_signals
-from firstlight.cli._options import Json
+from firstlight.cli._connect import EIGER_MODULES, stop_on_signals
+from firstlight.cli._options import Json, check_extra
 from firstlight.cli._output import note, print_json, progress
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def eiger(
     Read it with `firstlight connect eiger2`. With --json one line {"endpoint", ...} when it is ready, and the sums at
     the end.
     """
+    check_extra("a simulated EIGER", "eiger", EIGER_MODULES)
     from firstlight.testing import EIGER_SHAPES, SimulatedEiger
 
     with stop_on_signals() as stop:

@@ -104,6 +104,24 @@ def test_a_function_that_raises_instead_of_making_a_pipeline_is_named(
     assert err.endswith(f" ({path}, line 2: return 1 / 0)\n") and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("arguments", [("connect", "eiger2", "tcp://127.0.0.1:1"), ("simulate", "eiger"), ("demo",)])
+def test_a_missing_extra_is_named_as_the_pages_install_it(arguments: tuple[str, ...]) -> None:
+    # In a process of its own, in which pyzmq is not there.
+    program = (
+        "import importlib.util, sys; find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *more: None if name == 'zmq' else find(name, *more)\n"
+        "from firstlight.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    extra = "demo" if arguments == ("demo",) else "eiger"
+    assert done.stderr.endswith(f" needs zmq: in a clone of firstlight, python -m pip install '.[{extra}]'\n")
+    docs = Path(__file__).resolve().parents[3] / "docs" / "how-to"
+    for page in docs.glob("*.md"):
+        assert "firstlight[" not in page.read_text(encoding="utf-8"), "there is no package index that has firstlight"
+    assert "'.[demo]'" in (docs / "install.md").read_text(encoding="utf-8")
+
+
 def test_debug_lets_the_error_through(tmp_path: Path) -> None:
     with pytest.raises(FirstlightError, match="cannot open"):
         main(["inspect", str(tmp_path / "no"), "--debug"])

@@ -150,7 +150,9 @@ def run_zmq(setup: Setup, transport: str) -> Sample:
         If something was lost, or did not come in time.
     """
     if importlib.util.find_spec("zmq") is None:
-        raise ConfigurationError("comparing with pyzmq needs pyzmq: pip install 'firstlight[eiger]'")
+        raise ConfigurationError(
+            "comparing with pyzmq needs zmq: in a clone of firstlight, python -m pip install '.[eiger]'"
+        )
     sizes = setup.sizes
     first, second = (f"{transport}://{_place(setup, transport, name)}" for name in ("in", "out"))
     task = ZmqTask(first, second, sizes.n_frames, sizes.n_warm_frames, sizes.frame_bytes, setup.read_all)
