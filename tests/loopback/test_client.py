@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import gc
+import math
+import re
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from firstlight.broker import BrokerSettings
-from firstlight.client import Client
+from firstlight.client import AsyncClient, Client
 from firstlight.errors import (
     ConfigurationError,
     ConnectionLostError,
@@ -555,12 +558,58 @@ def test_wrong_arguments_are_told_at_once(client: Client) -> None:
     for name, ask in asks.items():
         with pytest.raises(ConfigurationError, match=f"^{name} cannot be "):
             ask()
+    with pytest.raises(ConfigurationError, match="the source 5 is a int; names are text"):
+        client.produce(5, stream="s")
     with pytest.raises(DataError, match="takes up to"):
         out.send(np.zeros(40 << 20, np.uint8))
         out.flush()
     out.send(b"still works")
     out.flush()
     out.close()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_times_and_policies_of_a_wrong_type_are_named_before_anything_is_opened(
+    client: Client, service: ThreadService, asynchronous: bool
+) -> None:
+    # What the asyncio client does with arguments needs no connection.
+    beam: Any = AsyncClient(service.url) if asynchronous else client
+    no_time = "is not a time to wait; it is 0 or more seconds"
+    wrong: list[tuple[str, dict[str, Any], str]] = [
+        ("produce", {"linger": "1"}, f"linger='1' {no_time}"),
+        ("produce", {"linger": -0.1}, f"linger=-0.1 {no_time}"),
+        ("produce", {"linger": math.nan}, f"linger=nan {no_time}"),
+        ("produce", {"timeout": "3"}, f"timeout='3' {no_time}"),
+        ("produce", {"timeout": -1}, f"timeout=-1 {no_time}"),
+        ("produce", {"timeout": math.inf}, f"timeout=inf {no_time}"),
+        ("produce", {"policy": {"keep": "memory"}}, "policy={'keep': 'memory'} is a dict, not a Policy"),
+        ("consume", {"timeout": "3"}, f"timeout='3' {no_time}"),
+        ("consume", {"timeout": -1}, f"timeout=-1 {no_time}"),
+        ("consume", {"timeout": [1]}, f"timeout=[1] {no_time}"),
+        ("consume", {"prefetch": "4"}, "prefetch='4' delivers nothing"),
+        ("consume", {"prefetch": 0}, "prefetch=0 delivers nothing"),
+        ("consume", {"start": -1}, "start=-1 is not an id"),
+        ("monitor", {"timeout": -1}, f"timeout=-1 {no_time}"),
+    ]
+    for verb, arguments, text in wrong:
+        with pytest.raises(ConfigurationError, match=re.escape(text)):
+            getattr(beam, verb)("det", stream="s", **arguments)
+    for name in ("connect_timeout", "reconnect_timeout"):
+        for value in ("5", -1):
+            with pytest.raises(ConfigurationError, match=f"{name}={value!r} {no_time}"):
+                type(beam)(service.url, **{name: value})
+    assert client.streams() == [], "what was refused has opened a stream"
+
+
+def test_a_cursor_is_not_set_before_the_beginning(client: Client) -> None:
+    with client.produce("det", stream="s") as out:
+        out.send(b"x")
+    assert [m.id for m in client.consume("det", stream="s", group="g")] == [1]
+    with pytest.raises(ConfigurationError, match="last_id=-1 is not an id; ids count from 1, and 0 is the beginning"):
+        client.set_cursor("det", "g", -1, stream="s")
+    assert client.unacknowledged("det", "g", stream="s") == []
+    client.set_cursor("det", "g", 0, stream="s")
+    assert client.unacknowledged("det", "g", stream="s") == [1]
 
 
 def test_what_cannot_be_sent_takes_nothing_along(client: Client) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 import time
 import weakref
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from firstlight.client import _inquiries, _opening
+from firstlight.client._arguments import seconds, seconds_or_none
 from firstlight.client._connect import (
     DEFAULT_URL,
     boot_id,
@@ -95,8 +97,8 @@ class AsyncClient:
         self._sock: socket.socket | None = None
         self._address = parse_url(url)
         self._shared_memory = shared_memory
-        self._connect_timeout = connect_timeout
-        self._reconnect_timeout = reconnect_timeout
+        self._connect_timeout = seconds("connect_timeout", connect_timeout)
+        self._reconnect_timeout = seconds("reconnect_timeout", reconnect_timeout, at_most=math.inf)
         self._session = Session(name or program(), token, map_region, self._settle)
         self._waiting: set[asyncio.Future[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -440,6 +442,7 @@ class AsyncClient:
         finish: bool = True,
     ) -> AsyncProducer:
         """As `Client.produce`; the stream is opened by ``async with``, or by ``await``."""
+        timeout = seconds("timeout", timeout)
         stream_id = StreamId(beamtime, source, stream)
         core = _opening.producer(self._session, stream_id, ack=ack, policy=policy, linger=linger)
         return AsyncProducer(self, core, header=header, timeout=timeout, finish=finish)
@@ -479,6 +482,7 @@ class AsyncClient:
         return self._open_consumer(core, timeout)
 
     def _open_consumer(self, core: ConsumerCore, timeout: float | None) -> AsyncConsumer:
+        timeout = seconds_or_none("timeout", timeout)
         self._check()
         self._session.add(core)
         self._flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import select
 import socket
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from firstlight.client import _inquiries, _opening
+from firstlight.client._arguments import seconds, seconds_or_none
 from firstlight.client._connect import (
     DEFAULT_URL,
     boot_id,
@@ -100,8 +102,8 @@ class Client:
     ) -> None:
         self._address = parse_url(url)
         self._shared_memory = shared_memory
-        self._connect_timeout = connect_timeout
-        self._reconnect_timeout = reconnect_timeout
+        self._connect_timeout = seconds("connect_timeout", connect_timeout)
+        self._reconnect_timeout = seconds("reconnect_timeout", reconnect_timeout, at_most=math.inf)
         self._session = Session(name or program(), token, map_region, self._settle)
         self._lock = threading.Lock()
         self._bells: list[threading.Lock] = []
@@ -396,7 +398,7 @@ class Client:
         finish
             Leaving the ``with`` block finishes the stream, or aborts it after an exception; False leaves it open for others.
         """
-        stream_id = StreamId(beamtime, source, stream)
+        stream_id, timeout = StreamId(beamtime, source, stream), seconds("timeout", timeout)
         core = _opening.producer(self._session, stream_id, ack=ack, policy=policy, linger=linger)
         if header is not None:
             self.set_meta(source, header, beamtime=beamtime, stream=stream)
@@ -472,6 +474,7 @@ class Client:
         return self._open_consumer(core, timeout)
 
     def _open_consumer(self, core: ConsumerCore, timeout: float | None) -> Consumer:
+        timeout = seconds_or_none("timeout", timeout)
         with self._lock:
             self._session.add(core)
         self._flush()

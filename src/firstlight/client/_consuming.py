@@ -5,7 +5,6 @@ Deliveries become messages, turns of the user's loop become acknowledgements and
 
 from __future__ import annotations
 
-import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
@@ -14,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from firstlight.client._arguments import seconds
 from firstlight.errors import (
-    ConfigurationError,
     DataError,
     FirstlightError,
     MessageEvictedError,
@@ -73,17 +72,6 @@ class Reading:
     ack: str = "none"
     prefetch: int | None = None
     raise_on_loss: bool = False
-
-
-def _delay(given: object) -> float:
-    """Seconds, as the service takes them: it would close the connection for anything else."""
-    try:
-        delay_s = float(given)  # type: ignore[arg-type]  # users do not run type checkers
-    except (TypeError, ValueError) as error:
-        raise ConfigurationError(f"delay_s={given!r} is not a time to wait; it is 0 or more seconds") from error
-    if not 0 <= delay_s < math.inf:
-        raise ConfigurationError(f"delay_s={given!r} is not a time to wait; it is 0 or more seconds")
-    return delay_s
 
 
 class _Block:
@@ -398,7 +386,7 @@ class ConsumerCore:
             If the consumer is closed: the message goes, or went, to somebody else.
         """
         if nack_delay_s is not None:
-            nack_delay_s = _delay(nack_delay_s)
+            nack_delay_s = seconds("delay_s", nack_delay_s)
         if self._closed:
             if nack_delay_s is None and self.reading.ack == "auto":
                 return  # the end of the loop has done that

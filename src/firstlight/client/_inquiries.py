@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from firstlight.client._arguments import last_done
 from firstlight.client._verbs import intervals, meta_question, read_meta
 from firstlight.wire import (
     DeleteStream,
@@ -110,7 +111,7 @@ def _one_by_one(found: list[tuple[int, int]]) -> list[int]:
 
 
 def set_cursor(source: str, group: str, last_id: int, *, beamtime: str, stream: str) -> Inquiry[None]:
-    return Inquiry(SetCursor(beamtime, source, stream, group, last_id), None)
+    return Inquiry(SetCursor(beamtime, source, stream, group, last_done("last_id", last_id)), None)
 
 
 def status() -> Inquiry[dict[str, Any]]:

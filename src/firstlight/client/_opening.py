@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from firstlight.client._arguments import seconds
 from firstlight.client._consuming import ConsumerCore
 from firstlight.client._producing import ProducerCore
 from firstlight.client._session import Session
 from firstlight.client._verbs import consumer_request, intervals, policy_wish, reading
-from firstlight.errors import ConfigurationError
 from firstlight.model import Policy, StreamId
 from firstlight.wire import checked
 
@@ -19,10 +19,9 @@ def producer(
     session: Session, stream: StreamId, *, ack: str | None, policy: Policy | None, linger: float
 ) -> ProducerCore:
     """`ack` None leaves it to the policy of the source."""
-    if linger < 0:
-        raise ConfigurationError(f"linger={linger} is not a time to wait; it is 0 or more seconds")
+    linger_s = seconds("linger", linger)
     return ProducerCore(
-        session.new_number(), stream, session, ack=ack or "", policy=policy_wish(policy), linger_s=linger
+        session.new_number(), stream, session, ack=ack or "", policy=policy_wish(policy), linger_s=linger_s
     )
 
 

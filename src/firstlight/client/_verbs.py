@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import operator
 import time
 from collections.abc import Iterable, Mapping
@@ -11,6 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from firstlight.client._arguments import last_done
 from firstlight.client._consuming import Reading
 from firstlight.errors import ConfigurationError, DataError
 from firstlight.model import DATA_FORMAT, ArraySpec, Buffer, Compression, Policy, Ranges, StreamId
@@ -185,6 +187,7 @@ def consumer_request(
         raise ConfigurationError(
             "a group remembers where it is; start= is for consumers without a group (see set_cursor)"
         )
+    last_done("start", start)
     return OpenConsumer(
         channel, stream.beamtime, stream.source, stream.stream, group=group, order=order, start=start,
         ids=None if ids is None else tuple(ids), query=query, min_parts=min_parts,
@@ -197,8 +200,8 @@ def reading(*, datasets: bool, ack: str, group: str | None, prefetch: int | None
     """How a consumer hands messages out."""
     if on_loss not in ("count", "raise"):
         raise ConfigurationError(f"lost messages are handled by on_loss='count' or 'raise', not {on_loss!r}")
-    if prefetch is not None and prefetch < 1:
-        raise ConfigurationError(f"prefetch={prefetch} would deliver nothing; it is at least 1")
+    if prefetch is not None and not (isinstance(prefetch, numbers.Integral) and prefetch >= 1):
+        raise ConfigurationError(f"prefetch={prefetch!r} delivers nothing; it is a whole number from 1 on")
     return Reading(datasets, ack if group is not None else "none", prefetch, on_loss == "raise")
 
 
@@ -211,7 +214,13 @@ def intervals(ids: Iterable[int]) -> tuple[tuple[int, int], ...]:
 
 
 def policy_wish(policy: Policy | None) -> dict[str, Any] | None:
-    return None if policy is None else policy.to_dict()
+    if policy is None:
+        return None
+    if not isinstance(policy, Policy):
+        raise ConfigurationError(
+            f"policy={policy!r} is a {type(policy).__name__}, not a Policy; write Policy(keep='memory'), say"
+        )
+    return policy.to_dict()
 
 
 def meta_question(

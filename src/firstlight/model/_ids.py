@@ -61,6 +61,8 @@ class StreamId:
 
 
 def _check_name(what: str, name: str) -> None:
+    if not isinstance(name, str):
+        raise ConfigurationError(f"the {what} {name!r} is a {type(name).__name__}; names are text", name=name)
     if not name:
         raise ConfigurationError(f"the {what} has no name", name=name)
     if not name.isprintable():
