@@ -46,6 +46,8 @@ from firstlight.testing.bench._sample import CpuUse, describe_machine
 BEAMTIME, SOURCE, GROUP = "bench", "camera", "readers"
 THREADS = 8
 CACHE_ONLY = 9
+#: Of the service; a quarter of it is for large messages that come over a network.
+MEMORY = "4GiB"
 WITHIN_S = 60
 SPAWN = multiprocessing.get_context("spawn")  # the clients have threads, and must not be forked
 
@@ -358,7 +360,7 @@ def service(keep: str) -> Iterator[RunningService]:
     with TemporaryDirectory(prefix="firstlight-bench-") as folder:
         config = Path(folder) / "firstlight.toml"
         config.write_text(f'[policy]\nkeep = "{keep}"\n')
-        with RunningService(Path(folder) / "data", memory="1GiB", arguments=["--config", str(config)]) as running:
+        with RunningService(Path(folder) / "data", memory=MEMORY, arguments=["--config", str(config)]) as running:
             yield running
 
 
