@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -55,10 +56,20 @@ class Stored(NamedTuple):
 
 
 class Raw:
-    """A client whose every byte a test decides on."""
+    """A client whose every byte a test decides on.
 
-    def __init__(self, port: int, *, timeout_s: float = 10.0) -> None:
-        self.sock = socket.create_connection(("127.0.0.1", port), timeout=timeout_s)
+    Parameters
+    ----------
+    slow
+        The kernel keeps little of what it does not read.
+    """
+
+    def __init__(self, port: int, *, timeout_s: float = 10.0, slow: bool = False) -> None:
+        self.sock = socket.socket()
+        if slow:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 128 << 10)
+        self.sock.settimeout(timeout_s)
+        self.sock.connect(("127.0.0.1", port))
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def take(self, n: int) -> bytes:
@@ -148,9 +159,9 @@ class Gateway:
     def broker(self) -> Any:
         return self.service.broker
 
-    def raw(self) -> Raw:
+    def raw(self, *, slow: bool = False) -> Raw:
         """A connection that nobody knows."""
-        self._raws.append(Raw(self.port))
+        self._raws.append(Raw(self.port, slow=slow))
         return self._raws[-1]
 
     def producer(self, **fields: Any) -> Raw:
@@ -195,6 +206,16 @@ class Gateway:
         """Bytes of all rings that cannot be recycled."""
         found: int = self.service.call(lambda: sum(r.ring.pinned for r in self.broker.store.pool.regions.values()))
         return found
+
+    def forget_clients(self) -> None:
+        """Close every connection, and wait until the service knows."""
+        for raw in self._raws:
+            raw.close()
+        self._raws.clear()
+        deadline = time.monotonic() + 10
+        while self.server.connections:
+            assert time.monotonic() < deadline, f"{len(self.server.connections)} connections are still there"
+            time.sleep(0.01)
 
     def close(self) -> None:
         for raw in self._raws:

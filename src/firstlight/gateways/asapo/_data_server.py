@@ -26,8 +26,8 @@ _MAX_CONNECTIONS = 2000
 _CHECK_EVERY_S = 1.0
 #: Out of descriptors: leave the others in the queue for a moment instead of spinning.
 _PAUSE_S = 0.2
-#: So much of all memory may be on its way to consumers: half of the smallest ring.
-_SENDING_PART = 16
+#: So much of all memory may be pinned because consumers take their data slowly: half of the smallest ring.
+_PINNED_PART = 16
 #: Who stops while others wait for what it holds has not so much time.
 _STALL_WHILE_WANTED_S = 5.0
 
@@ -60,7 +60,7 @@ class DataServer:
         self.executor = context.executor
         self._loop: asyncio.AbstractEventLoop = context.loop
         self._shared = Receiving(context)
-        self.sending = Share(context.broker.store.pool.budget // _SENDING_PART)
+        self.pinning = Share(context.broker.store.pool.budget // _PINNED_PART)
         self.is_closed = False
         self._max_connections = min(max_connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._stall_timeout_s = stall_timeout_s
@@ -164,7 +164,7 @@ class DataServer:
     def _wanted(self, now: float) -> list[object]:
         """What somebody has waited for."""
         shared = self._shared
-        found: list[object] = [what for what in (shared.chunks, shared.texts, self.sending) if what.is_wanted]
+        found: list[object] = [what for what in (shared.chunks, shared.texts) if what.is_wanted]
         short = self.context.broker.room.short_since
         return found + [region for region, since in short.items() if now - since > _STALL_WHILE_WANTED_S]
 
@@ -200,7 +200,7 @@ class _Client:
 
     def __init__(self, server: DataServer, link: Link, shared: Receiving) -> None:
         self._server = server
-        self._cache = Cache(link, shared.context, server.sending)
+        self._cache = Cache(link, shared.context, server.pinning)
         self._producer = Producer(link, shared)
 
     def handle(self, request: Request) -> None:

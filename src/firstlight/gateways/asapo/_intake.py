@@ -243,11 +243,16 @@ class Intake:
         if message.room is not None:
             self._link.holding[message.room[0]] = self._link.now
             then()
-        elif policy.holds and policy.when_full is WhenFull.REFUSE:
+        elif policy.holds and policy.when_full is WhenFull.REFUSE and self._is_full(message.length):
             text = f"memory is full and nobody has read the messages of {stream.id}; its policy is to refuse new ones"
             raise StreamFullError(text, stream=str(stream.id))
         else:
             self._broker.room.when_freed(self, lambda: self._link.guarded(lambda: self._reserve(message, then)))
+
+    def _is_full(self, n_bytes: int) -> bool:
+        """There is no room, and not only none yet: memory for large messages is made when the first one comes."""
+        pool = self._broker.store.pool
+        return pool.existing(pool.role_for(n_bytes)) in self._broker.room.short_since
 
     def _receive(self, message: _Message) -> None:
         self._link.receive(_blob(message), lambda: self._received(message))

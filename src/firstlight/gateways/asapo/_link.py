@@ -18,10 +18,9 @@ from firstlight.errors import FirstlightError, StorageError
 from firstlight.gateways.asapo._errors import Answer, Refusal
 from firstlight.gateways.asapo._frames import HEADER_SIZE, Request, reply
 from firstlight.gateways.asapo._shares import Share
-from firstlight.model import Buffer
 from firstlight.monitoring import Counter
 
-__all__ = ["Link", "Server"]
+__all__ = ["Body", "Handler", "Link", "Server"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +31,7 @@ _TURNS = 16
 _UNHEARD_BYTES_OF_STRANGER = 1 << 20
 _UNHEARD_BYTES = 1 << 40
 _SCRATCH = memoryview(bytearray(256 << 10))
+_NOTHING = memoryview(b"")
 
 T = TypeVar("T")
 
@@ -58,6 +58,22 @@ class Handler(Protocol):
 
     def over(self) -> None:
         """The request is answered, or the connection is gone."""
+
+
+class Body(Protocol):
+    """Data that follow an answer."""
+
+    def rest(self) -> memoryview | None:
+        """What is still to be sent, at once; None if it comes later: `Link.resume` follows then, or `Link.close`."""
+
+    def sent(self, n_bytes: int) -> None:
+        """So much of it has left."""
+
+    def pause(self) -> None:
+        """The client does not take more now."""
+
+    def close(self) -> None:
+        """All has left, or the client."""
 
 
 class Link:
@@ -92,8 +108,8 @@ class Link:
         #: The present request is answered, or its refusal waits for the rest of it.
         self._settled = True
         self._listening = True
-        self._out: list[memoryview] = []
-        self._on_sent: Callable[[], None] | None = None
+        self._head = _NOTHING
+        self._body: Body | None = None
         self._last = False
         self._writing = False
         self.known = False
@@ -231,32 +247,23 @@ class Link:
 
     # -- out --------------------------------------------------------------------------------------------------------
 
-    def answer(
-        self,
-        code: int = Answer.OK,
-        text: str = "",
-        *,
-        data: Buffer = b"",
-        on_sent: Callable[[], None] | None = None,
-        last: bool = False,
-    ) -> None:
+    def answer(self, code: int = Answer.OK, text: str = "", *, body: Body | None = None, last: bool = False) -> None:
         """Answer the present request.
 
         Parameters
         ----------
-        data
-            Follow the answer; they must stay as they are until `on_sent`, which is called in any case.
+        body
+            Follows the answer; it is closed in any case.
         last
             Close the connection when the answer has left.
         """
         if self.closed or self._settled:
-            if on_sent is not None:
-                on_sent()
+            if body is not None:
+                body.close()
             return
         self._settled = True
         self.handler.over()
-        self._on_sent = on_sent
-        self._send(code, text, data, last=last)
+        self._send(code, text, body, last=last)
 
     def refuse(self, error: FirstlightError) -> None:
         """Say what is wrong; once the client has sent everything, for it does not listen before."""
@@ -274,45 +281,63 @@ class Link:
             # A stranger may speak another protocol altogether; where its next request begins, only it knows.
             self.skip(self.unread, lambda: self._send(code, str(error), last=not self.known))
 
-    def _send(self, code: int, text: str, data: Buffer = b"", *, last: bool) -> None:
+    def _send(self, code: int, text: str, body: Body | None = None, *, last: bool) -> None:
         assert self._request is not None
-        self._out = [memoryview(reply(self._request.op, code, text))]
-        if len(data):
-            self._out.append(memoryview(data))
+        self._head = memoryview(reply(self._request.op, code, text))
+        self._body = body
         self._last = last
         self.progress_at = self._loop.time()
         self._flush()
 
+    def resume(self) -> None:
+        """The body has something to send again."""
+        if not self.closed:
+            self.progress_at = self._loop.time()
+            self._flush()
+
     def _flush(self) -> None:
         try:
             for _ in range(_TURNS):
-                self._sent(self._sock.sendmsg(self._out))
-                if not self._out:
+                rest = self._body.rest() if self._body is not None else _NOTHING
+                if rest is None:  # it comes later, or this was the end
+                    self._stop_writing()
+                    return
+                pieces = [piece for piece in (self._head, rest) if len(piece)]
+                if not pieces:
                     self._finish()
                     return
+                self._sent(self._sock.sendmsg(pieces))
         except BlockingIOError:
             pass
         except OSError as error:
             self.close(error.strerror or str(error))
             return
+        self._wait_for_client()
+
+    def _wait_for_client(self) -> None:
+        if self._body is not None:
+            self._body.pause()
         if not self._writing:
             self._writing = True
             self._loop.add_writer(self._sock, self._flush)
 
-    def _sent(self, n: int) -> None:
-        self.progress_at = self._loop.time()
-        self._server.bytes_out.add(n)
-        while self._out and n >= len(self._out[0]):
-            n -= len(self._out.pop(0))
-        if n:
-            self._out[0] = self._out[0][n:]
-
-    def _finish(self) -> None:
-        """The answer has left: on to the next request."""
+    def _stop_writing(self) -> None:
         if self._writing:
             self._writing = False
             self._loop.remove_writer(self._sock)
-        self._tell_sent()
+
+    def _sent(self, n: int) -> None:
+        self.progress_at = self._loop.time()
+        self._server.bytes_out.add(n)
+        of_head = min(n, len(self._head))
+        self._head = self._head[of_head:]
+        if self._body is not None:
+            self._body.sent(n - of_head)
+
+    def _finish(self) -> None:
+        """The answer has left: on to the next request."""
+        self._stop_writing()
+        self._close_body()
         self._give_back()
         if self._last:
             self.close("")
@@ -322,10 +347,10 @@ class Link:
         self._target, self._then = self._header, self._begin
         self._listen()
 
-    def _tell_sent(self) -> None:
-        on_sent, self._on_sent = self._on_sent, None
-        if on_sent is not None:
-            on_sent()
+    def _close_body(self) -> None:
+        body, self._body = self._body, None
+        if body is not None:
+            body.close()
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
@@ -336,11 +361,10 @@ class Link:
         self.closed = True
         (logger.warning if reason else logger.debug)("connection of %s closed%s", self, f": {reason}" if reason else "")
         self._loop.remove_reader(self._sock)
-        self._loop.remove_writer(self._sock)
+        self._stop_writing()
         self._sock.close()
         self._target = None
-        self._out = []
-        self._tell_sent()
+        self._close_body()
         self.handler.over()
         self._give_back()
         self._server.closed(self)

@@ -35,6 +35,13 @@ class Share:
             self.used += n_bytes
             act()
 
+    def take_now(self, n_bytes: int) -> bool:
+        """Take so many if there are so many left."""
+        if self._waiting or self.used + n_bytes > self.size:
+            return False
+        self.used += n_bytes
+        return True
+
     def _has(self, n_bytes: int) -> bool:
         return not self.used or self.used + n_bytes <= self.size
 
