@@ -165,6 +165,7 @@ class Intake:
         slot.owner = Place(stream, number)
         order.slots[number] = slot
         stream.last_ns = now
+        stream.first_ns = stream.first_ns or now
         header = batch.header
         if header.producer:
             _remember(stream, header.producer, header.sequence, first.id)

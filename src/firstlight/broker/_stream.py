@@ -12,7 +12,7 @@ from firstlight.broker._group import Group, Order
 from firstlight.errors import StreamError
 from firstlight.model import Policy, Ranges, StreamId
 from firstlight.storage import GroupProgress, GroupState, Lane, Slot, StreamEnded, StreamOrder, StreamState
-from firstlight.wire import GroupInfo, StreamInfo
+from firstlight.wire import MAX_ENVELOPE, GroupInfo, StreamInfo
 
 __all__ = ["Audience", "Selection", "Stream", "StreamCounters"]
 
@@ -69,6 +69,8 @@ class Stream:
     policy: Policy
     order: StreamOrder = field(default_factory=StreamOrder)
     last_ns: int = 0
+    #: When the first message came; 0 before.
+    first_ns: int = 0
     ended: StreamEnded | None = None
     meta: bytes | None = None
     producers: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -89,9 +91,9 @@ class Stream:
     @classmethod
     def from_state(cls, state: StreamState, policy: Policy) -> Stream:
         """The stream as it was when the service stopped."""
-        stream = cls(
-            state.id, state.no, state.created_ns, policy, state.order, state.last_stored_ns, state.ended, state.meta
-        )
+        stream = cls(state.id, state.no, state.created_ns, policy, state.order, state.last_stored_ns)
+        stream.first_ns = state.batches[0].stored_ns if state.batches else 0
+        stream.ended, stream.meta = state.ended, state.meta
         stream.producers = state.producers
         stream.kept = state.kept
         stream.sleeping = state.groups
@@ -235,7 +237,7 @@ def merged_meta(old: bytes | None, new: bytes, mode: str, *, upsert: bool, what:
     Raises
     ------
     StreamError
-        If the JSON cannot be read, or there is something to insert over, or nothing to replace or update.
+        If the JSON cannot be read, there is something to insert over, nothing to replace or update, or too much in the end.
     """
     if mode not in ("insert", "replace", "update"):
         raise StreamError(f"metadata can be inserted, replaced or updated, not {mode!r}")
@@ -247,11 +249,14 @@ def merged_meta(old: bytes | None, new: bytes, mode: str, *, upsert: bool, what:
         value = msgspec.json.decode(new, type=dict[str, object])
         if mode == "update" and old is not None:
             value = _merge(msgspec.json.decode(old, type=dict[str, object]), value)
-        return msgspec.json.encode(value)
+        merged = msgspec.json.encode(value)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise StreamError(f"JSON parse error in the metadata of {what}: {error}") from error
     except RecursionError as error:
         raise StreamError(f"the metadata of {what} has too many levels") from error
+    if len(merged) > MAX_ENVELOPE:
+        raise StreamError(f"the metadata of {what} would take {len(merged)} bytes, and may take {MAX_ENVELOPE}")
+    return merged
 
 
 def _merge(old: dict[str, object], new: dict[str, object]) -> dict[str, object]:

@@ -567,3 +567,13 @@ def test_ids_that_are_none(outbox: Outbox, impatient: Any) -> None:
         with pytest.raises(asapo_consumer.AsapoConsumerError):
             impatient.get_by_id(number, stream="s")
     assert drain(impatient, "g", "s") == [1]
+
+
+def test_streams_come_in_the_order_of_their_first_messages(outbox: Outbox, consumer: Any) -> None:
+    """OM takes the last one for what is measured now, and metadata are often sent long before."""
+    outbox.producer.send_stream_meta('{"a": 1}', stream="late")
+    outbox.producer.wait_requests_finished(5000)
+    outbox.fill("first", [1])
+    outbox.fill("late", [1])
+    assert [info["name"] for info in consumer.get_stream_list()] == ["first", "late"]
+    assert consumer.get_last_stream()["name"] == "late"

@@ -96,7 +96,7 @@ class Records:
             for stream in self._broker.streams.values()
             if (stream.id.beamtime, stream.id.source) == (beamtime, source) and _exists(stream)
         ]
-        return sorted(found, key=lambda stream: (stream.created_ns, stream.no))
+        return sorted(found, key=lambda stream: (_began_ns(stream), stream.no))
 
     def sources(self, beamtime: str) -> list[str]:
         """Of a beamtime, in order of their names."""
@@ -105,7 +105,7 @@ class Records:
     def stream_info(self, stream: Stream) -> StreamRecord:
         """What clients know of a stream."""
         return StreamRecord(
-            stream.order.last_id, stream.id.stream, stream.created_ns, stream.last_ns, stream.ended is not None,
+            stream.order.last_id, stream.id.stream, _began_ns(stream), stream.last_ns, stream.ended is not None,
             (stream.ended.next_stream or "") if stream.ended is not None else "",
         )  # fmt: skip
 
@@ -220,6 +220,11 @@ class Records:
             first.id, first.parts, first.parts, max(first.timestamp_ns, 0),
             [self._record(stream, found, source) for found in parts], first.arrival,
         )  # fmt: skip
+
+
+def _began_ns(stream: Stream) -> int:
+    """Metadata may be there long before the first message, which is what counts."""
+    return stream.first_ns or stream.created_ns
 
 
 def _exists(stream: Stream) -> bool:
