@@ -36,6 +36,7 @@ from firstlight.errors import (
 from firstlight.model import Dataset, Keep, Message, Policy, WhenFull
 from firstlight.storage import StorageSettings
 from firstlight.testing import ThreadService
+from firstlight.wire import MAX_INTERVALS
 
 LARGE = (512, 1024)
 HOLD = Policy(keep=Keep.MEMORY, when_full=WhenFull.BLOCK)
@@ -368,6 +369,19 @@ async def test_a_loop_that_never_waits_lets_others_run(connect: Connect) -> None
         await consumer.close()
         task.cancel()
         await asyncio.wait([task])
+
+
+@awaited
+async def test_more_ids_than_one_message_takes(connect: Connect) -> None:
+    odd = range(1, 2 * MAX_INTERVALS + 4, 2)
+    there = [1, 2, 5, odd[-1]]
+    async with connect() as beam:
+        async with beam.produce("det", stream="s", policy=Policy(keep=Keep.ASKED)) as out:
+            for number in there:
+                await out.send(b"x", id=number)
+        there.remove(2)
+        assert [m.id async for m in beam.get_many("det", odd, stream="s")] == there
+        assert await beam.keep("det", odd, stream="s") == len(there)
 
 
 @awaited

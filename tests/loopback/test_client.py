@@ -32,6 +32,7 @@ from firstlight.errors import (
 from firstlight.model import ArraySpec, Compression, Keep, Policy, StreamId, encode
 from firstlight.storage import StorageSettings
 from firstlight.testing import ThreadService
+from firstlight.wire import MAX_ENVELOPE, MAX_INTERVALS
 
 LARGE = (512, 1024)
 
@@ -610,6 +611,61 @@ def test_a_cursor_is_not_set_before_the_beginning(client: Client) -> None:
     assert client.unacknowledged("det", "g", stream="s") == []
     client.set_cursor("det", "g", 0, stream="s")
     assert client.unacknowledged("det", "g", stream="s") == [1]
+
+
+def test_metadata_that_are_too_long_are_refused_here_and_harm_nobody(client: Client) -> None:
+    with client.produce("det", stream="other") as out:
+        long = {"text": "x" * MAX_ENVELOPE}
+        for refused in (
+            lambda: client.set_meta("det", long, stream="s"),
+            lambda: client.set_meta("det", long),
+            lambda: client.produce("det", stream="s", header=long),
+        ):
+            with pytest.raises(DataError, match=r"metadata of \S+ would take 167\d+ bytes, and may take 16769024"):
+                refused()
+        with pytest.raises(DataError, match=f"next_stream is too long: .* takes up to {MAX_ENVELOPE - 64} bytes"):
+            client.produce("det", stream="ends", finish=False).finish("x" * MAX_ENVELOPE)
+        largest = {"text": "x" * (MAX_ENVELOPE - 8192 - len('{"text":""}'))}
+        client.set_meta("det", largest, stream="s")
+        out.send(b"goes on")
+    assert client.meta("det", stream="s") == largest
+    with pytest.raises(StreamError, match=f"would take 3353\\d+ bytes, and may take {MAX_ENVELOPE}"):
+        client.set_meta("det", {"more": largest["text"][:-10]}, stream="s", mode="update")
+    assert client.meta("det", stream="s") == largest
+    assert [bytes(m.data) for m in client.consume("det", stream="other")] == [b"goes on"]
+
+
+def test_metadata_of_a_message_travel_with_it_and_may_be_longer(tmp_path: Path) -> None:
+    meta = {"text": "x" * (MAX_ENVELOPE + 1)}
+    with ThreadService(tmp_path, BrokerSettings(StorageSettings(160 << 20))) as service, Client(service.url) as client:
+        with client.produce("det", stream="s") as out:
+            out.send(b"data", meta=meta)
+        assert client.get("det", 1, stream="s").meta["text"] == meta["text"]
+
+
+def test_an_answer_that_is_too_long_is_an_error_and_the_connection_stays(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with client.produce("det", stream="s") as out:
+        for n in range(500):
+            out.send(b"x", meta={"n": n})
+    monkeypatch.setattr("firstlight.broker._connection.MAX_ANSWER", 1000)
+    with pytest.raises(DataError, match=r"the answer takes 1\d\d\d bytes, and may take 1000; ask for less"):
+        client.find("det", "meta.n >= 0", stream="s")
+    assert client.find("det", "meta.n >= 0", stream="s", limit=3) == [1, 2, 3]
+
+
+def test_more_ids_than_one_message_takes(client: Client) -> None:
+    odd = range(1, 4 * MAX_INTERVALS + 4, 2)  # so many intervals, in three pieces
+    assert len(odd) > 2 * MAX_INTERVALS
+    there = [1, 2, 5, odd[MAX_INTERVALS - 1], odd[MAX_INTERVALS], odd[-1]]
+    with client.produce("det", stream="s", policy=Policy(keep=Keep.ASKED)) as out:
+        for number in there:
+            out.send(b"x", id=number)
+    there.remove(2)
+    assert [m.id for m in client.get_many("det", odd, stream="s")] == there
+    assert client.keep("det", odd, stream="s") == len(there)
+    assert list(client.get_many("det", [], stream="s")) == []
 
 
 def test_what_cannot_be_sent_takes_nothing_along(client: Client) -> None:

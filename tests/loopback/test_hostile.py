@@ -18,6 +18,7 @@ from firstlight.errors import DataError, FirstlightError, StreamTimeoutError
 from firstlight.model import HEADER_SIZE
 from firstlight.testing._service import RunningService
 from firstlight.wire import (
+    MAX_INTERVALS,
     Ask,
     ChannelFailed,
     CloseChannel,
@@ -579,6 +580,26 @@ def test_acknowledgements_of_nonsense_are_not_believed(url: str, settle: tuple[A
     # A real member gets everything, each message once and in order.
     with Client(url) as client, client.consume("victim", stream="s", group=group, timeout=5) as consumer:
         assert [message.id for _, message in zip(range(N), consumer, strict=False)] == list(range(1, N + 1))
+
+
+@PATHS
+def test_lists_that_are_too_long_end_their_connection(url: str, local: bool) -> None:
+    many = tuple((2 * n + 1, 2 * n + 1) for n in range(MAX_INTERVALS + 1))
+    for message in (
+        Settle(1, 1, many),
+        Settle(1, 1, (), tuple((first, last, 0.0) for first, last in many)),
+        OpenConsumer(2, "commissioning", "victim", "s", ids=many),
+        OpenConsumer(2, "commissioning", "victim", "s", group="long", holding=many),
+        Ask(1, KeepMessages("commissioning", "victim", "s", many)),
+    ):
+        with RawClient(url, local=local) as raw:
+            raw.say(OpenConsumer(1, "commissioning", "victim", "s", group="long"))
+            raw.expect(Opened)
+            raw.say(message)
+            assert "length <= 100000" in raw.refused()
+    with RawClient(url, local=local) as raw:
+        raw.say(OpenConsumer(1, "commissioning", "victim", "s", ids=many[:-1]))
+        raw.expect(Opened)
 
 
 # -- questions ------------------------------------------------------------------------------------------------------

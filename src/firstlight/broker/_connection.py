@@ -16,10 +16,11 @@ from typing import Protocol
 
 from firstlight.broker._broker import Broker
 from firstlight.broker._channels import ConsumerChannel, ProducerChannel
-from firstlight.errors import FirstlightError, RemoteProtocolError, ServiceRefusedError
+from firstlight.errors import DataError, FirstlightError, RemoteProtocolError, ServiceRefusedError
 from firstlight.model import Buffer
 from firstlight.storage import MemoryRegion, Role, Slot
 from firstlight.wire import (
+    MAX_ANSWER,
     PROTOCOL_VERSION,
     Answer,
     Ask,
@@ -267,6 +268,11 @@ class Connection:
         if self.closed:
             return
         envelope = encode(answer)
+        if len(envelope) > MAX_ANSWER:
+            error = DataError(
+                f"the answer takes {len(envelope)} bytes, and may take {MAX_ANSWER}; ask for less", size=len(envelope)
+            )
+            envelope = encode(Failed(answer.number, ErrorInfo.of(error)))
         self._answer_bytes += len(envelope)
         self._queue(frame(envelope), lambda: self._answered(len(envelope)), ())
         self._flush_soon()

@@ -493,7 +493,7 @@ class AsyncClient:
     ) -> Message:
         """As `Client.get`."""
         info = await self.info(source, beamtime=beamtime, stream=stream)
-        core = _opening.by_ids(self._session, StreamId(beamtime, source, stream), [id], datasets=False, min_parts=0)
+        (core,) = _opening.by_ids(self._session, StreamId(beamtime, source, stream), [id], datasets=False, min_parts=0)
         async with self._open_consumer(core, timeout) as found:
             async for message in found:
                 wanted: Message = message
@@ -516,12 +516,12 @@ class AsyncClient:
     ) -> AsyncIterator[Any]:
         """As `Client.get_many`, for ``async for``."""
         await self.info(source, beamtime=beamtime, stream=stream)
-        core = _opening.by_ids(
+        for core in _opening.by_ids(
             self._session, StreamId(beamtime, source, stream), ids, datasets=datasets, min_parts=min_parts
-        )
-        async with self._open_consumer(core, timeout) as found:
-            async for message in found:
-                yield message
+        ):
+            async with self._open_consumer(core, timeout) as found:
+                async for message in found:
+                    yield message
 
     async def last(
         self, source: str, *, beamtime: str = DEFAULT_BEAMTIME, stream: str, timeout: float = 5.0
@@ -586,7 +586,8 @@ class AsyncClient:
 
     async def keep(self, source: str, ids: Iterable[int], *, beamtime: str = DEFAULT_BEAMTIME, stream: str) -> int:
         """As `Client.keep`."""
-        return await self._ask(_inquiries.keep(source, ids, beamtime=beamtime, stream=stream))
+        pieces = _inquiries.keep(source, ids, beamtime=beamtime, stream=stream)
+        return sum([await self._ask(piece) for piece in pieces])
 
     async def groups(self, source: str, *, beamtime: str = DEFAULT_BEAMTIME, stream: str) -> list[GroupInfo]:
         """As `Client.groups`."""

@@ -519,11 +519,11 @@ class Client:
     ) -> Iterator[Any]:
         """The messages with these ids that are there, in order of ids; `MessageEvictedError` if bytes are gone."""
         self.info(source, beamtime=beamtime, stream=stream)
-        core = _opening.by_ids(
+        for core in _opening.by_ids(
             self._session, StreamId(beamtime, source, stream), ids, datasets=datasets, min_parts=min_parts
-        )
-        with self._open_consumer(core, timeout) as found:
-            yield from found
+        ):
+            with self._open_consumer(core, timeout) as found:
+                yield from found
 
     def last(self, source: str, *, beamtime: str = DEFAULT_BEAMTIME, stream: str, timeout: float = 5.0) -> Message:
         """The message with the largest id.
@@ -597,7 +597,7 @@ class Client:
 
     def keep(self, source: str, ids: Iterable[int], *, beamtime: str = DEFAULT_BEAMTIME, stream: str) -> int:
         """Ask for messages of a source with the policy ``keep`` to be kept; returns how many of them are, or will be, on disk."""
-        return self._ask(_inquiries.keep(source, ids, beamtime=beamtime, stream=stream))
+        return sum(self._ask(piece) for piece in _inquiries.keep(source, ids, beamtime=beamtime, stream=stream))
 
     def groups(self, source: str, *, beamtime: str = DEFAULT_BEAMTIME, stream: str) -> list[GroupInfo]:
         """The consumer groups of a stream."""

@@ -23,6 +23,7 @@ from firstlight.errors import (
 )
 from firstlight.model import Batch, Dataset, Message, Ranges, StreamId
 from firstlight.wire import (
+    MAX_INTERVALS,
     ChannelFailed,
     CloseChannel,
     Credit,
@@ -152,7 +153,8 @@ class ConsumerCore:
         for settle in self._unsettled.values():  # said, but the service may not know
             for first, last in settle.acked:
                 holding.add(first, last)
-        held = tuple(holding)
+        # More stretches would be too many for one message; in a group what is left out is delivered again.
+        held = tuple(holding)[:MAX_INTERVALS]
         start = self._request.start
         if start == "latest" and held:
             start = held[0][0] - 1

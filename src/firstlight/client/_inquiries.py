@@ -94,8 +94,9 @@ def delete(source: str, *, beamtime: str, stream: str) -> Inquiry[bool]:
     return Inquiry(DeleteStream(beamtime, source, stream), bool)
 
 
-def keep(source: str, ids: Iterable[int], *, beamtime: str, stream: str) -> Inquiry[int]:
-    return Inquiry(KeepMessages(beamtime, source, stream, intervals(ids)), int)
+def keep(source: str, ids: Iterable[int], *, beamtime: str, stream: str) -> list[Inquiry[int]]:
+    """Answered one after the other; the sum is the answer."""
+    return [Inquiry(KeepMessages(beamtime, source, stream, piece), int) for piece in intervals(ids)]
 
 
 def groups(source: str, *, beamtime: str, stream: str) -> Inquiry[list[GroupInfo]]:

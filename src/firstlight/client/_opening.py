@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from firstlight.client._arguments import seconds
 from firstlight.client._consuming import ConsumerCore
@@ -59,11 +59,17 @@ def monitor(session: Session, stream: StreamId) -> ConsumerCore:
     return ConsumerCore(request.channel, stream, session, checked(request), how)
 
 
-def by_ids(session: Session, stream: StreamId, ids: Iterable[int], *, datasets: bool, min_parts: int) -> ConsumerCore:
-    """These messages and no others; a loss is an error, because somebody asked for exactly them."""
-    request = consumer_request(
-        session.new_number(), stream, group=None, order="id", start="earliest", query=None,
-        min_parts=min_parts, ack="none", redeliver_after=None, max_attempts=0, ids=intervals(ids),
-    )  # fmt: skip
+def by_ids(
+    session: Session, stream: StreamId, ids: Iterable[int], *, datasets: bool, min_parts: int
+) -> Iterator[ConsumerCore]:
+    """These messages and no others; a loss is an error, because somebody asked for exactly them.
+
+    Most often it is one consumer; to be read one after the other.
+    """
     how = reading(datasets=datasets, ack="none", group=None, prefetch=None, on_loss="raise")
-    return ConsumerCore(request.channel, stream, session, checked(request), how)
+    for piece in intervals(ids):
+        request = consumer_request(
+            session.new_number(), stream, group=None, order="id", start="earliest", query=None,
+            min_parts=min_parts, ack="none", redeliver_after=None, max_attempts=0, ids=piece,
+        )  # fmt: skip
+        yield ConsumerCore(request.channel, stream, session, checked(request), how)

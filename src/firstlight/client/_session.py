@@ -22,6 +22,7 @@ from firstlight.client._producing import Outlet, ProducerCore
 from firstlight.errors import FirstlightError, RemoteProtocolError, ServiceRefusedError
 from firstlight.model import Buffer
 from firstlight.wire import (
+    MAX_ANSWER,
     PROTOCOL_VERSION,
     Answer,
     Ask,
@@ -160,7 +161,7 @@ class Session(Outlet):
         self._return_at: float | None = None
 
     def _new_reader(self) -> FrameReader[FromService]:
-        return FrameReader(decode_from_service, self._place, max_payload=_MAX_PAYLOAD)
+        return FrameReader(decode_from_service, self._place, max_payload=_MAX_PAYLOAD, max_envelope=MAX_ANSWER)
 
     def _place(self, message: FromService, size: int) -> memoryview:
         return self._payloads.take(size)
@@ -363,6 +364,8 @@ class Session(Outlet):
         ------
         ConfigurationError
             If the service could not read the question.
+        DataError
+            If it is too long for one message.
         """
         question = checked(question)
         for channel in self.channels.values():

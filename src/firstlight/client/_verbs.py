@@ -16,10 +16,12 @@ from firstlight.client._arguments import last_done
 from firstlight.client._consuming import Reading
 from firstlight.errors import ConfigurationError, DataError
 from firstlight.model import DATA_FORMAT, ArraySpec, Buffer, Compression, Policy, Ranges, StreamId
-from firstlight.wire import OpenConsumer, SetMeta
+from firstlight.wire import MAX_ENVELOPE, MAX_INTERVALS, OpenConsumer, SetMeta
 
 __all__ = ["Outgoing", "consumer_request", "intervals", "meta_question", "outgoing", "policy_wish", "read_meta"]
 
+#: An envelope has to hold the names of the stream as well.
+_MAX_META_BYTES = MAX_ENVELOPE - 8192
 _ACKS = ("auto", "manual", "none")
 
 
@@ -205,12 +207,13 @@ def reading(*, datasets: bool, ack: str, group: str | None, prefetch: int | None
     return Reading(datasets, ack if group is not None else "none", prefetch, on_loss == "raise")
 
 
-def intervals(ids: Iterable[int]) -> tuple[tuple[int, int], ...]:
-    """Ids as intervals."""
+def intervals(ids: Iterable[int]) -> list[tuple[tuple[int, int], ...]]:
+    """Ids as intervals: as many as one message may have, and again as many; at least one piece, which may be empty."""
     found = Ranges()
     for number in ids:
         found.add(number, number)
-    return tuple(found)
+    every = tuple(found)
+    return [every[at : at + MAX_INTERVALS] for at in range(0, max(len(every), 1), MAX_INTERVALS)]
 
 
 def policy_wish(policy: Policy | None) -> dict[str, Any] | None:
@@ -226,7 +229,14 @@ def policy_wish(policy: Policy | None) -> dict[str, Any] | None:
 def meta_question(
     beamtime: str, source: str, stream: str, value: Mapping[str, Any], mode: str, upsert: bool
 ) -> SetMeta:
-    return SetMeta(beamtime, source, stream, encode_json(value, "metadata"), mode, upsert)
+    json = encode_json(value, "metadata")
+    if len(json) > _MAX_META_BYTES:
+        raise DataError(
+            f"metadata of {beamtime}/{source}/{stream} would take {len(json)} bytes, and may take {_MAX_META_BYTES}; send "
+            "large arrays as messages",
+            size=len(json),
+        )
+    return SetMeta(beamtime, source, stream, json, mode, upsert)
 
 
 def read_meta(json: bytes | None) -> dict[str, Any] | None:

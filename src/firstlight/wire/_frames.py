@@ -14,11 +14,13 @@ from typing import Generic, NamedTuple, TypeVar
 from firstlight.errors import RemoteProtocolError
 from firstlight.model import Buffer
 
-__all__ = ["MAX_ENVELOPE", "Frame", "FrameReader", "frame"]
+__all__ = ["MAX_ANSWER", "MAX_ENVELOPE", "Frame", "FrameReader", "frame"]
 
 _HEAD = struct.Struct("<IQ")
-#: Stream metadata and long lists of ids travel in envelopes.
-MAX_ENVELOPE = 64 << 20
+#: What a client says: the longest is the metadata of a stream. While the service reads one of these all others wait.
+MAX_ENVELOPE = 16 << 20
+#: What a service answers: lists of streams, or of the ids that a query finds.
+MAX_ANSWER = 64 << 20
 #: Small frames are read together, as many as come at once.
 _SCRATCH = 64 << 10
 

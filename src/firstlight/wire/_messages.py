@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import functools
 import numbers
-from typing import Any, TypeAlias, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import msgspec
 
 import firstlight.errors as errors
-from firstlight.errors import ConfigurationError, FirstlightError, RemoteProtocolError
+from firstlight.errors import ConfigurationError, DataError, FirstlightError, RemoteProtocolError
+from firstlight.wire._frames import MAX_ENVELOPE
 
 __all__ = [
+    "MAX_INTERVALS",
     "PROTOCOL_VERSION",
     "Answer",
     "Ask",
@@ -68,6 +70,15 @@ __all__ = [
 
 #: Major versions refuse each other; minor ones do not matter to the other side.
 PROTOCOL_VERSION = (1, 0)
+
+
+#: Of ids in one message: an interval of 3 bytes takes 200 when it has been read. The decoder looks before it takes memory.
+MAX_INTERVALS = 100_000
+_Short = msgspec.Meta(max_length=MAX_INTERVALS)
+_Intervals: TypeAlias = Annotated[tuple[tuple[int, int], ...], _Short]
+
+#: What all fields of a message may take together; the rest is tags and lengths.
+_MAX_FIELDS = MAX_ENVELOPE - 64
 
 
 class _Message(msgspec.Struct, array_like=True, gc=False):
@@ -154,13 +165,13 @@ class OpenConsumer(_Message, tag=15):
     group: str | None = None
     order: str = "id"
     start: str | int = "earliest"
-    ids: tuple[tuple[int, int], ...] | None = None
+    ids: _Intervals | None = None
     query: str | None = None
     min_parts: int = 0
     acknowledge: bool = True
     redeliver_after_s: float | None = None
     max_attempts: int = 0
-    holding: tuple[tuple[int, int], ...] = ()
+    holding: _Intervals = ()
 
 
 class Credit(_Message, tag=16):
@@ -175,8 +186,8 @@ class Settle(_Message, tag=17):
 
     channel: int
     number: int
-    acked: tuple[tuple[int, int], ...] = ()
-    nacked: tuple[tuple[int, int, float], ...] = ()
+    acked: _Intervals = ()
+    nacked: Annotated[tuple[tuple[int, int, float], ...], _Short] = ()
 
 
 class Release(_Message, tag=18):
@@ -284,7 +295,7 @@ class KeepMessages(_Message, tag=49):
     beamtime: str
     source: str
     stream: str
-    ids: tuple[tuple[int, int], ...]
+    ids: _Intervals
 
 
 class GetStatus(_Message, tag=50):
@@ -598,17 +609,26 @@ def checked(message: M) -> M:
     ------
     ConfigurationError
         With the name of the field.
+    DataError
+        If it is too long.
     """
     values: dict[str, Any] = {}
+    size = 0
     for name, decoder in _fields(type(message)):
         value = getattr(message, name)
         try:
-            values[name] = decoder.decode(_VALUE_ENCODER.encode(value))
+            encoded = _VALUE_ENCODER.encode(value)
+            size += len(encoded)
+            values[name] = decoder.decode(encoded)
         except (msgspec.DecodeError, TypeError, ValueError, OverflowError) as error:
             text = repr(value)
             raise ConfigurationError(
                 f"{name} cannot be {text if len(text) <= 80 else text[:77] + '...'}: {error}", field=name
             ) from error
+        if size > _MAX_FIELDS:
+            raise DataError(
+                f"{name} is too long: what is said to the service at once takes up to {_MAX_FIELDS} bytes", field=name
+            )
     return type(message)(**values)
 
 
