@@ -17,6 +17,9 @@ from firstlight.storage._journal import (
 )
 from firstlight.storage._order import GONE, Lane, Piece, StreamOrder
 from firstlight.storage._pool import MemoryRegion, Role
+from firstlight.storage._recording import RecordedStream, RecordingFile, is_recording
+from firstlight.storage._recording_format import EndEntry
+from firstlight.storage._recording_writer import RecordingWriter
 from firstlight.storage._recovery import GroupState, StreamState, recover
 from firstlight.storage._ring import Slot
 from firstlight.storage._segment import SegmentEntry, SegmentFile
@@ -25,6 +28,7 @@ from firstlight.storage._store import Segment, StorageSettings, Store, indexed
 __all__ = [
     "GONE",
     "BatchStored",
+    "EndEntry",
     "GroupProgress",
     "GroupState",
     "Index",
@@ -37,6 +41,9 @@ __all__ = [
     "MessagesKept",
     "MetaSet",
     "Piece",
+    "RecordedStream",
+    "RecordingFile",
+    "RecordingWriter",
     "Role",
     "Segment",
     "SegmentEntry",
@@ -50,6 +57,7 @@ __all__ = [
     "StreamOrder",
     "StreamState",
     "indexed",
+    "is_recording",
     "read_journal",
     "recover",
 ]
