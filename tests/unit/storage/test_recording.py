@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unit.storage.batches import MOTOR, SCAN, batch_bytes, blob_of
 from firstlight.errors import ConfigurationError, CorruptError, DiskFullError, FirstlightError, StorageError
 from firstlight.model import Batch
 from firstlight.storage import EndEntry, RecordingFile, RecordingWriter, is_recording
 from firstlight.storage._recording_format import BLOCK
+from unit.storage.batches import MOTOR, SCAN, batch_bytes, blob_of
 
 HEADER = {"entry": {"title": {"()": "lysozyme"}}}
 
