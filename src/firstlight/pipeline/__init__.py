@@ -18,6 +18,7 @@ from firstlight.pipeline._inline import Inline
 from firstlight.pipeline._live import Live
 from firstlight.pipeline._pipeline import Pipeline, Reducer, Worker
 from firstlight.pipeline._processes import Processes
+from firstlight.pipeline._recording import Recording
 from firstlight.pipeline._records import Record, UserError, from_message
 from firstlight.pipeline._reduction import EventError, Stats
 from firstlight.pipeline._run import Executor, OnView, Run, State
@@ -48,6 +49,7 @@ __all__ = [
     "Processes",
     "Ready",
     "Record",
+    "Recording",
     "Reducer",
     "Run",
     "Scalar",
@@ -82,7 +84,7 @@ def run(
     Parameters
     ----------
     source
-        Where the messages come from: `Live`, `Segments` or `Items`.
+        Where the messages come from: `Live`, `Recording`, `Segments` or `Items`.
     on
         Where the worker runs: `Inline`, `Processes`.
     on_view
