@@ -121,8 +121,18 @@ class Spool:
             self._then(future.result())
 
     def _run(self, act: Callable[[], T], then: Callable[[Future[T]], None]) -> None:
+        file = self._file
+        assert file is not None
+
+        def run() -> T:
+            try:
+                return act()
+            finally:
+                if self._closed:  # the service stops, and nobody waits for this any more
+                    file.abort()
+
         self._in_thread = True
-        self._link.in_thread(act, then)
+        self._link.in_thread(run, then)
 
     def _returned(self) -> bool:
         """A thread is done; False if there is nothing more to be done for this message."""
