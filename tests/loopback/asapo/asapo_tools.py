@@ -169,8 +169,9 @@ class Asapo:
         producer.set_log_level("none")
         self._producers.append(producer)
         if self._there:
-            # What is sent before it knows the receivers waits for a second; after two questions it mostly knows them.
-            producer.get_version_info()
+            # What is sent before it knows the receivers waits for a second; after some questions it knows them.
+            for _ in range(3):
+                producer.get_version_info()
         return Outbox(producer)
 
     def consumer(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from firstlight.testing._service import RunningService
-from loopback.asapo.asapo_tools import Asapo, Outbox, asapo_consumer, drain, unique
+from loopback.asapo.asapo_tools import Asapo, Outbox, asapo_consumer, asapo_producer, drain, unique
 
 # The wheels call half of their own methods deprecated; they are served all the same.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -25,8 +25,8 @@ WrongInput = asapo_consumer.AsapoWrongInputError
 
 @pytest.fixture
 def impatient(asapo: Asapo, source: str) -> Any:
-    """A consumer for what is not there: the wheel asks again until its timeout."""
-    return asapo.consumer(source, timeout_ms=150)
+    """A consumer for what is not there: it asks once, where the wheel otherwise asks again until its timeout."""
+    return asapo.consumer(source, timeout_ms=0)
 
 
 # -- one message ------------------------------------------------------------------------------------------------------
@@ -221,7 +221,8 @@ def test_group_ids_are_unique(consumer: Any) -> None:
 
 
 def test_version(consumer: Any) -> None:
-    assert "v0.7" in str(consumer.get_version_info())
+    info = str(consumer.get_version_info())
+    assert "firstlight" in info and "v0.7" in info
 
 
 def test_connection_type(outbox: Outbox, consumer: Any) -> None:
@@ -272,6 +273,9 @@ def test_connections_may_be_idle(outbox: Outbox, consumer: Any) -> None:
 
 def test_many_threads_share_a_consumer(outbox: Outbox, consumer: Any) -> None:
     outbox.fill("s", range(1, 21))
+    # When several threads ask for the first data of a consumer, the wheel asks us for one of them only, and returns memory
+    # that nobody wrote to the others.
+    consumer.get_by_id(1, meta_only=False, stream="s")
     found: list[tuple[int, bytes]] = []
 
     def read() -> None:
@@ -408,8 +412,6 @@ def test_the_end_of_datasets(outbox: Outbox, impatient: Any) -> None:
 
 
 def test_a_part_twice(outbox: Outbox, consumer: Any) -> None:
-    from loopback.asapo.asapo_tools import asapo_producer
-
     send_dataset(outbox, 1, 2, [1])
     outbox.send(1, b"1.1", stream="d", dataset=(1, 2), meta={"part": 1})
     assert "duplicate" in outbox.error(asapo_producer.AsapoServerWarning)
@@ -417,6 +419,16 @@ def test_a_part_twice(outbox: Outbox, consumer: Any) -> None:
     assert "already have record with same id" in outbox.error(asapo_producer.AsapoWrongInputError)
     send_dataset(outbox, 1, 2, [2])
     assert parts_of(consumer.get_dataset_by_id(1, stream="d")) == [1, 2]
+
+
+def test_a_stream_holds_one_kind_of_thing(outbox: Outbox, consumer: Any) -> None:
+    """Datasets of one size, or single messages; the original lets its consumers find out."""
+    send_dataset(outbox, 1, 2, [1, 2])
+    outbox.send(2, b"x", stream="d", dataset=(1, 3))
+    outbox.error(asapo_producer.AsapoWrongInputError)
+    outbox.send(2, b"x", stream="d")
+    outbox.error(asapo_producer.AsapoWrongInputError)
+    assert consumer.get_current_dataset_count(stream="d", include_incomplete=True) == 1
 
 
 def test_datasets_of_one_part_are_messages(outbox: Outbox, consumer: Any) -> None:
@@ -546,6 +558,13 @@ def test_queries_find_messages_with_all_they_have(outbox: Outbox, consumer: Any)
     assert consumer.retrieve_data(found).tobytes() == b"2"
 
 
+def test_long_queries_take_no_longer(hits: Any) -> None:
+    """The wheel asks before it sends more than 1024 bytes, and waits for a second if nobody answers."""
+    began = time.monotonic()
+    assert hits(f"meta.counter in ({', '.join(map(str, range(10, 1000)))})") == [1, 2, 3]
+    assert time.monotonic() - began < 0.9
+
+
 # -- what the wheels say of wrong input -----------------------------------------------------------------------------------
 
 
@@ -553,6 +572,15 @@ def test_nobody_is_there(source: str) -> None:
     consumer = Asapo("127.0.0.1:9", there=False).consumer(source, timeout_ms=200)
     with pytest.raises(asapo_consumer.AsapoUnavailableServiceError):
         consumer.get_by_id(1, stream="s")
+
+
+def test_other_ways_to_say_where_and_who(service: RunningService, outbox: Outbox, source: str) -> None:
+    outbox.fill("s", [1])
+    consumer = asapo_consumer.create_consumer(
+        f"http://{service.asapo}", "auto", False, "bt1", source, "", 500, instance_id="worker_1", pipeline_step="find ü"
+    )
+    assert consumer.get_by_id(1, meta_only=False, stream="s")[0].tobytes() == b"1"
+    assert consumer.get_current_size(stream="s") == 1
 
 
 def test_a_source_is_needed(asapo: Asapo) -> None:

@@ -27,8 +27,8 @@ BOTH_ORDERS = pytest.mark.parametrize("ordered", [True, False], ids=["by id", "b
 
 @pytest.fixture
 def consumer(asapo: Asapo, source: str) -> Any:
-    """Asks for what is not there for a short while only."""
-    return asapo.consumer(source, timeout_ms=150)
+    """Asks once, other than by default, when the wheel asks again until its timeout."""
+    return asapo.consumer(source, timeout_ms=0)
 
 
 # -- the next message ---------------------------------------------------------------------------------------------------

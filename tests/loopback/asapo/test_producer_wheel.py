@@ -13,8 +13,6 @@ import pytest
 
 from loopback.asapo.asapo_tools import (
     CACHE,
-    DEFAULT,
-    Answer,
     Asapo,
     Outbox,
     asapo_consumer,
@@ -368,7 +366,8 @@ def test_persist(outbox: Outbox, consumer: Any) -> None:
 
 
 def test_version(outbox: Outbox) -> None:
-    assert "v0.7" in str(outbox.producer.get_version_info())
+    info = str(outbox.producer.get_version_info())
+    assert "firstlight" in info and info.count("v0.7") >= 2
 
 
 # -- threads and queues -----------------------------------------------------------------------------------------------
@@ -457,9 +456,11 @@ def test_nobody_there_yet(asapo: Asapo, source: str) -> None:
 
 
 def test_cleanup_ends_the_threads(asapo: Asapo, source: str) -> None:
-    outbox = asapo.outbox(source, threads=4)
+    def n_threads() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    outbox = asapo.outbox(source, threads=8)
     outbox.fill("s", [1])
-    n_before = threading.active_count()
+    n_before = n_threads()
     outbox.producer.cleanup()
-    until(lambda: threading.active_count() <= n_before, 5)
-    assert isinstance(Answer({}, None).info, dict) and DEFAULT == asapo_producer.DEFAULT_INGEST_MODE
+    until(lambda: n_threads() <= n_before - 8, 5, "threads of the wheel to end")
