@@ -345,6 +345,22 @@ def test_part_of_a_batch_may_be_known(client: Client) -> None:
     assert [(m.id, bytes(m.data)) for m in client.consume("det", stream="s")] == [(n, b"%d" % n) for n in range(1, 11)]
 
 
+def test_what_a_finished_stream_has_may_be_sent_again(client: Client) -> None:
+    """The answer to the first time may have been lost."""
+    with client.produce("det", stream="s") as out:
+        for n in (1, 2):
+            out.send(b"%d" % n, id=n)
+    with client.produce("det", stream="s", finish=False) as out:
+        out.send(b"2", id=2)
+        out.flush()
+        assert out.n_duplicates == 1
+    with pytest.raises(StreamFinishedError), client.produce("det", stream="s", finish=False) as out:
+        for n in (2, 3):
+            out.send(b"%d" % n, id=n)
+        out.flush()
+    assert client.info("det", stream="s").n_messages == 2
+
+
 def test_the_end_of_a_stream(client: Client) -> None:
     with client.produce("det", stream="a") as out:
         out.send(b"x")

@@ -128,7 +128,7 @@ class ProducerChannel:
                 return
             found = self._broker.room.reserve(n_bytes, times, self.stream.policy, own)
             if found is None:
-                self._wait_for_room()
+                self._wait_for_room(refuse=self._broker.room.is_full(n_bytes, own))
                 return
             self._wants.popleft()
             region, slot = found
@@ -139,9 +139,9 @@ class ProducerChannel:
             self._connection.send_stored()
             self._connection.send(Grant(self._number, room.number, no, slot.offset, slot.length))
 
-    def _wait_for_room(self) -> None:
+    def _wait_for_room(self, *, refuse: bool) -> None:
         policy = self.stream.policy
-        if policy.holds and policy.when_full is WhenFull.REFUSE:
+        if refuse and policy.holds and policy.when_full is WhenFull.REFUSE:
             self._wants.popleft()
             text = (
                 f"memory is full and nobody has read the messages of {self.stream.id}; its policy is to refuse new ones"

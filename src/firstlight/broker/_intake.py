@@ -82,18 +82,19 @@ class Intake:
             return
         if stream.deleted:
             raise StreamNotFoundError(f"the stream {stream.id} was deleted", stream=str(stream.id))
-        if stream.ended is not None:
-            text = f"the stream {stream.id} is finished; nothing can be sent to it"
-            raise StreamFinishedError(text, stream=str(stream.id))
         first = batch.row(0)
         stream.order.check_parts(first.part, first.parts)
         runs = self._number(stream, batch, first)
         offer = _Offer(
             stream, region, reserved, batch, first._replace(id=runs[0].first_id), runs, ack, on_stored
         )  # fmt: skip
-        duplicates = [both for run in runs for both in stream.order.duplicates(run, first.part)]
+        duplicates = Ranges(both for run in runs for both in stream.order.duplicates(run, first.part))
+        if stream.ended is not None and len(duplicates) < batch.n_messages:
+            # What was sent again because its answer was lost is no news, and no mistake.
+            text = f"the stream {stream.id} is finished; nothing can be sent to it"
+            raise StreamFinishedError(text, stream=str(stream.id))
         if duplicates:
-            self._take_rest(offer, Ranges(duplicates))
+            self._take_rest(offer, duplicates)
         else:
             self._take(offer, duplicates=0)
 

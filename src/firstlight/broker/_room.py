@@ -79,6 +79,12 @@ class Room:
         self.short_since.pop(region, None)
         return region, slot
 
+    def is_full(self, n_bytes: int, own: MemoryRegion | None = None) -> bool:
+        """Why `reserve` gave nothing: there is no room, and not only none yet; memory is made when the first message comes."""
+        pool = self._store.pool
+        region = own if own is not None and n_bytes * 2 <= own.size else pool.existing(pool.role_for(n_bytes))
+        return region in self.short_since
+
     def _take(self, region: MemoryRegion, n_bytes: int, times: int, policy: Policy | None) -> Slot | None:
         ring = region.ring
         # A producer that falls silent keeps what it was granted, so nobody gets more than is needed of what is scarce.

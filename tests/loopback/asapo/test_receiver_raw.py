@@ -452,6 +452,15 @@ def test_no_file_of_what_is_refused(gateway: Gateway, stream: str) -> None:
     assert not (_core(gateway) / name).exists()
 
 
+def test_what_a_finished_stream_has_may_be_sent_again(gateway: Gateway, stream: str) -> None:
+    """The answer to the first time may have been lost."""
+    raw = gateway.producer()
+    assert answer(raw.send(1, b"data", mode=9, stream=stream)) == OK
+    assert answer(raw.finish(1, stream=stream)) == OK
+    assert answer(raw.send(1, b"data", mode=9, stream=stream)) == (2, "ignoring duplicate record for id 1")
+    assert raw.send(1, b"other", mode=9, stream=stream).code == 3
+
+
 def test_one_of_two_with_the_same_id_has_the_file(gateway: Gateway, stream: str) -> None:
     name = f"processed/{stream}"
 

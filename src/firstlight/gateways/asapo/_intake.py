@@ -251,16 +251,11 @@ class Intake:
         if message.room is not None:
             self._link.holding[message.room[0]] = self._link.now
             then()
-        elif policy.holds and policy.when_full is WhenFull.REFUSE and self._is_full(message.length):
+        elif policy.holds and policy.when_full is WhenFull.REFUSE and self._broker.room.is_full(message.length):
             text = f"memory is full and nobody has read the messages of {stream.id}; its policy is to refuse new ones"
             raise StreamFullError(text, stream=str(stream.id))
         else:
             self._broker.room.when_freed(self, lambda: self._link.guarded(lambda: self._reserve(message, then)))
-
-    def _is_full(self, n_bytes: int) -> bool:
-        """There is no room, and not only none yet: memory for large messages is made when the first one comes."""
-        pool = self._broker.store.pool
-        return pool.existing(pool.role_for(n_bytes)) in self._broker.room.short_since
 
     def _receive(self, message: _Message) -> None:
         self._link.receive(_blob(message), lambda: self._received(message))
@@ -391,7 +386,8 @@ def _check_fits(message: _Message, stream: Stream) -> None:
     StreamError
         If the stream is finished, or holds datasets of another size.
     """
-    if stream.ended is not None and not stream.deleted:
+    again = message.id and stream.order.duplicates(Run(message.id, 1, 0), message.part)
+    if stream.ended is not None and not stream.deleted and not again:
         text = f"the stream {stream.id} is finished; nothing can be sent to it"
         raise StreamFinishedError(text, stream=str(stream.id))
     stream.order.check_parts(message.part, message.parts)
