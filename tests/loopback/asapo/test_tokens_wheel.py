@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from firstlight.gateways.asapo._tokens import Access, Tokens
 from firstlight.testing._service import RunningService
 from loopback.asapo.asapo_tools import (
     CACHE,
@@ -52,24 +53,18 @@ def service(folder: Path) -> Iterator[RunningService]:
 
 
 class Office:
-    """Where tokens come from."""
+    """Where tokens come from: the command line, and, where the way is not the point, the module behind it."""
 
     def __init__(self, data: Path) -> None:
         self._data = data
+        self._tokens = Tokens.open(data / "asapo", None)
 
     def run(self, verb: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "firstlight", "token", verb, *arguments, "--data", str(self._data), "--json"]
         return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
 
     def token(self, *access: str, beamtime: str = "", beamline: str = "", days: float | None = None) -> str:
-        of = ["--beamtime", beamtime] if beamtime else ["--beamline", beamline]
-        for kind in access:
-            of += ["--access", kind]
-        if days is not None:
-            of += ["--days", str(days)]
-        done = self.run("create", *of)
-        assert done.returncode == 0, done.stderr
-        return str(json.loads(done.stdout)["token"])
+        return self._tokens.create(beamtime=beamtime, beamline=beamline, access=map(Access, access), days=days)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +75,9 @@ def office(service: RunningService) -> Office:
 @pytest.fixture(scope="module")
 def both(office: Office) -> str:
     """Read and write for the beamtime bt1."""
-    return office.token("read", "write", beamtime="bt1")
+    done = office.run("create", "--beamtime", "bt1", "--access", "read", "--access", "write")
+    assert done.returncode == 0, done.stderr
+    return str(json.loads(done.stdout)["token"])
 
 
 def refused(read: Any, text: str) -> None:
@@ -162,7 +159,7 @@ def test_raw_data_need_a_right_of_their_own(asapo: Asapo, source: str, office: O
 
 def test_expiry(asapo: Asapo, source: str, office: Office, both: str) -> None:
     asapo.outbox(source, token=both).fill("s", [1])
-    short = office.token("read", beamtime="bt1", days=3 / 86400)
+    short = office.token("read", beamtime="bt1", days=2 / 86400)
     consumer = asapo.consumer(source, token=short, timeout_ms=150)
     assert consumer.get_current_size(stream="s") == 1
 
@@ -195,7 +192,7 @@ def test_revocation(asapo: Asapo, source: str, office: Office) -> None:
     late = asapo.outbox(source, token=token)
     late.send(2, stream="s")
     late.error(Refused)
-    assert office.run("show", token).returncode != 0 or "revoked" in office.run("show", token).stdout
+    assert "revoked" in office.run("show", token).stdout
 
 
 def test_groups_need_no_token(asapo: Asapo, source: str) -> None:
