@@ -18,7 +18,7 @@ from firstlight.model._batch import (
     runs_of,
 )
 from firstlight.model._codecs import decode, encode
-from firstlight.model._event import Event
+from firstlight.model._event import Event, MessageRow
 from firstlight.model._header import Header, get, put, units_of
 from firstlight.model._ids import DEFAULT_BEAMTIME, StreamId
 from firstlight.model._message import Dataset, Message
@@ -69,6 +69,7 @@ __all__ = [
     "Key",
     "Line",
     "Message",
+    "MessageRow",
     "Or",
     "Order",
     "Policy",

@@ -5,24 +5,89 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from numpy.typing import NDArray
+
+from firstlight.errors import DataError
 from firstlight.model._message import Dataset, Message
 
-__all__ = ["Event"]
+__all__ = ["Event", "MessageRow"]
+
+
+class MessageRow:
+    """One trigger of a message that holds several, as a row of its array.
+
+    Attributes
+    ----------
+    message
+        All of it; events of other triggers have it, too.
+    row
+        Which one, from 0.
+    """
+
+    __slots__ = ("message", "row")
+
+    def __init__(self, message: Message, row: int) -> None:
+        self.message = message
+        self.row = row
+
+    @property
+    def array(self) -> NDArray[Any]:
+        """This row of the message's array, not copied.
+
+        Raises
+        ------
+        DataError
+            If the message is no array, or has fewer rows than its metadata say.
+        """
+        array = self.message.array
+        if not array.ndim or self.row >= len(array):
+            raise DataError(
+                f"message {self.id} of {self.message.stream} has no row {self.row}: its array is {array.shape}",
+                id=self.id,
+            )
+        found: NDArray[Any] = array[self.row]
+        return found
+
+    @property
+    def id(self) -> int:
+        """Of the message."""
+        return self.message.id
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """The metadata of the message, which all its rows share."""
+        return self.message.meta
+
+    @property
+    def timestamp_ns(self) -> int:
+        """When the data of the message were taken, ns UTC."""
+        return self.message.timestamp_ns
+
+    @property
+    def stored_ns(self) -> int:
+        """When the service had the message, ns UTC."""
+        return self.message.stored_ns
+
+    def __repr__(self) -> str:
+        return f"<row {self.row} of {self.message!r}>"
 
 
 class Event(Mapping[str, Any]):
     """The messages of all inputs of a pipeline that belong together, by the name of the input.
 
-    Each is a `Message`, or a `Dataset` where the source was opened with ``datasets=True``. Their bytes lie in the
-    memory of the service as long as somebody holds them; a worker that wants to keep an array beyond its call copies
-    it.
+    Each is a `Message`, or a `Dataset` where the source was opened with ``datasets=True``, or a `MessageRow` where the
+    messages of an input hold several triggers. Where incomplete events are delivered, inputs may be missing: ask with
+    ``"panda" in event``.
+
+    The bytes lie in the memory of the service as long as somebody holds them; a worker that wants to keep an array
+    beyond its call copies it.
 
     Parameters
     ----------
     index
         1, 2, 3, ...: what makes the event unique in its run. Aligned by index, it is the id of the messages.
     messages
-        One for each input.
+        One for each input that has one.
 
     Examples
     --------
@@ -34,7 +99,7 @@ class Event(Mapping[str, Any]):
 
     __slots__ = ("_messages", "index")
 
-    def __init__(self, index: int, messages: Mapping[str, Message | Dataset]) -> None:
+    def __init__(self, index: int, messages: Mapping[str, Message | Dataset | MessageRow]) -> None:
         self.index = index
         self._messages = dict(messages)
 
@@ -54,6 +119,17 @@ class Event(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._messages)
 
+    def row(self, name: str) -> int | None:
+        """Which trigger of its message the input `name` has in this event, from 0; None if the message is one trigger.
+
+        Raises
+        ------
+        KeyError
+            If the event has no such input.
+        """
+        found = self[name]
+        return found.row if isinstance(found, MessageRow) else None
+
     @property
     def stored_ns(self) -> int:
         """When the service had the last of its messages, ns UTC by its clock; 0 if none came through a service."""
@@ -64,7 +140,7 @@ class Event(Mapping[str, Any]):
         """When the first of its data were taken, ns UTC, as their producer says."""
         return min((message.timestamp_ns for message in self._all()), default=0)
 
-    def _all(self) -> Iterator[Message]:
+    def _all(self) -> Iterator[Message | MessageRow]:
         for message in self._messages.values():
             if isinstance(message, Dataset):
                 yield from message

@@ -11,8 +11,21 @@ A run gives the same answer wherever it runs, in whatever order messages arrive,
 
 from __future__ import annotations
 
-from firstlight.model import Axis, Event, Image, Line, Scalar, Table, Temporality, Text, View
-from firstlight.pipeline._align import Align, Aligner, ByIndex, Incomplete, Ready
+from firstlight.model import Axis, Event, Image, Line, MessageRow, Scalar, Table, Temporality, Text, View
+from firstlight.pipeline._align import Align, Aligner, ByIndex
+from firstlight.pipeline._align_numbers import Rows
+from firstlight.pipeline._align_values import (
+    Action,
+    Again,
+    Descriptor,
+    Drop,
+    Dropped,
+    Incomplete,
+    Late,
+    Partial,
+    Ready,
+    Unmatched,
+)
 from firstlight.pipeline._assign import Assignment, Dispatch
 from firstlight.pipeline._inline import Inline
 from firstlight.pipeline._live import Live
@@ -26,13 +39,18 @@ from firstlight.pipeline._segments import Segments
 from firstlight.pipeline._sources import Arrival, Ended, Items, OpenSource, Source, Tidings
 
 __all__ = [
+    "Action",
+    "Again",
     "Align",
     "Aligner",
     "Arrival",
     "Assignment",
     "Axis",
     "ByIndex",
+    "Descriptor",
     "Dispatch",
+    "Drop",
+    "Dropped",
     "Ended",
     "Event",
     "EventError",
@@ -41,16 +59,20 @@ __all__ = [
     "Incomplete",
     "Inline",
     "Items",
+    "Late",
     "Line",
     "Live",
+    "MessageRow",
     "OnView",
     "OpenSource",
+    "Partial",
     "Pipeline",
     "Processes",
     "Ready",
     "Record",
     "Recording",
     "Reducer",
+    "Rows",
     "Run",
     "Scalar",
     "Segments",
@@ -61,6 +83,7 @@ __all__ = [
     "Temporality",
     "Text",
     "Tidings",
+    "Unmatched",
     "UserError",
     "View",
     "Worker",

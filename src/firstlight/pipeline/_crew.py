@@ -6,20 +6,21 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from firstlight.client import Client
 from firstlight.errors import FirstlightError, StreamNotFoundError
 from firstlight.model import Ranges
 from firstlight.pipeline._align import Action, Ready
+from firstlight.pipeline._align_values import Descriptor
 from firstlight.pipeline._assign import Dispatch
-from firstlight.pipeline._inline import Offered
+from firstlight.pipeline._inline import Listening
 from firstlight.pipeline._live import Live, silence
 from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._pool import Pool
 from firstlight.pipeline._records import Record
 from firstlight.pipeline._reduction import Reduction
-from firstlight.pipeline._sources import Arrival, Ended, Source
+from firstlight.pipeline._sources import Arrival, Ended, Source, looked_at
 from firstlight.pipeline._talk import Answer, HandOut
 
 __all__ = ["Crew", "GroupCrew", "ShareCrew"]
@@ -28,6 +29,16 @@ _LOOK_EVERY_S = 0.5
 #: Events that are complete and not handed out; what is beyond stays in the source.
 _MAX_WAITING = 1000
 _MAX_TIDINGS = 256
+
+
+class _Seen(NamedTuple):
+    """A message without its bytes: those are read by whoever works on it."""
+
+    name: str
+    message: Descriptor
+
+
+_Told: TypeAlias = _Seen | Ended | FirstlightError
 
 
 class Crew(Protocol):
@@ -157,10 +168,11 @@ class ShareCrew:
         self._inputs = pipeline.inputs
         self._source = source
         self._reduction = reduction
+        self._align = pipeline.align
         self._aligner = pipeline.align.aligner(pipeline.inputs)
+        self._clock = Listening() if source.live else None
         self._dispatch = Dispatch(per_worker)
-        self._offered = Offered()
-        self._tidings: queue.Queue[Arrival | Ended | FirstlightError] = queue.Queue(_MAX_TIDINGS)
+        self._tidings: queue.Queue[_Told] = queue.Queue(_MAX_TIDINGS)
         self._stopping = stopping
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -179,8 +191,7 @@ class ShareCrew:
                     if self._ending:
                         return
                     if isinstance(told, Arrival):
-                        # Without the message: its bytes are read by whoever works on it.
-                        self._pass_on(Arrival(told.name, told.id), wake)
+                        self._pass_on(_Seen(told.name, looked_at(self._align, told, opened)[0]), wake)
                     elif told is not None:
                         self._pass_on(told, wake)
         except FirstlightError as error:
@@ -190,7 +201,7 @@ class ShareCrew:
     def _ending(self) -> bool:
         return self._closing.is_set() or self._stopping.is_set()
 
-    def _pass_on(self, told: Arrival | Ended | FirstlightError, wake: Callable[[], None]) -> None:
+    def _pass_on(self, told: _Told, wake: Callable[[], None]) -> None:
         while not self._ending:
             try:
                 self._tidings.put(told, timeout=0.1)
@@ -227,30 +238,41 @@ class ShareCrew:
             try:
                 told = self._tidings.get_nowait()
             except queue.Empty:
+                self._look_at_clock()
                 break
             if isinstance(told, FirstlightError):
                 raise told
             self._note(told)
+        else:
+            if self._clock is not None:
+                self._clock.again()
         for worker, events in self._dispatch.assign():
             pool.say(worker, HandOut(events))
 
-    def _note(self, told: Arrival | Ended) -> None:
+    def _look_at_clock(self) -> None:
+        """Everything that has come is noted: what lacks now may be over its deadline."""
+        if self._clock is not None:
+            for action in self._aligner.tick(self._clock.now_s()):
+                self._act(action)
+
+    def _note(self, told: _Seen | Ended) -> None:
         if isinstance(told, Ended):
             self._open.discard(told.name)
             if told.aborted is not None:
                 self.aborted = told
             actions = self._aligner.ended(told.name)
         else:
-            self._reduction.offered(self._offered.count(told.name))
-            actions = self._aligner.arrived(told.name, told.id)
+            actions = self._aligner.arrived(told.name, told.message)
+            self._reduction.offered(self._aligner.n_begun)
         for action in actions:
             self._act(action)
 
     def _act(self, action: Action) -> None:
-        if not isinstance(action, Ready):
-            self._reduction.incomplete(action.first, action.last)
-        elif action.index not in self._reduction.seen:  # a run that continues another one skips what that has done
+        if isinstance(action, Ready):
+            if action.index in self._reduction.seen:  # a run that continues another one skips what that has done
+                return
             self._dispatch.offer(action)
+        self._reduction.formed(action)
 
     def conclude(self) -> None:
         """What inputs did not have is missing."""

@@ -11,15 +11,17 @@ from typing import Any, Protocol
 
 from firstlight.client import Client
 from firstlight.errors import StreamAbortedError, StreamNotFoundError, StreamTimeoutError
-from firstlight.model import Dataset, Message
+from firstlight.model import Dataset, Message, MessageRow
 from firstlight.pipeline._align import Ready
 from firstlight.pipeline._records import Record
-from firstlight.pipeline._sources import Found, OpenSource
+from firstlight.pipeline._sources import AtHand, Found, OpenSource
 from firstlight.pipeline._talk import GroupJob, HandOut, Stop
 
 __all__ = ["Feed", "GroupFeed", "ShareFeed", "Task"]
 
 _SLICE_S = 0.2
+#: Messages of several triggers that are kept for the events of the others.
+_MAX_HELD = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class Task:
     """
 
     index: int
-    load: Callable[[], Mapping[str, Found]]
+    load: Callable[[], Mapping[str, Found | MessageRow]]
     done: Callable[[], None]
     instead: Record | None = None
     known: bool = False
@@ -128,7 +130,7 @@ class ShareFeed:
     def __init__(self, opened: OpenSource, told: queue.SimpleQueue[Any]) -> None:
         self.over = False
         self.aborted: str | None = None
-        self._opened = opened
+        self._at_hand = AtHand(opened, _MAX_HELD)
         self._told = told
         self._waiting: deque[Ready] = deque()
 
@@ -144,7 +146,7 @@ class ShareFeed:
             if isinstance(said, HandOut):
                 self._waiting.extend(said.events)
         event = self._waiting.popleft()
-        return Task(event.index, lambda: self._opened.fetch(event.ids), _nothing)
+        return Task(event.index, lambda: self._at_hand.take(event), _nothing)
 
 
 def _nothing() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,10 +21,10 @@ from firstlight.pipeline._live import Live
 from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._records import Record, UserError
 from firstlight.pipeline._run import OnView, Run
-from firstlight.pipeline._sources import Arrival, Ended, Found, OpenSource, Source
+from firstlight.pipeline._sources import AtHand, Ended, OpenSource, Source, Tidings, looked_at
 from firstlight.pipeline._step import Step
 
-__all__ = ["Inline", "Offered", "aborted_error", "lost_record"]
+__all__ = ["Inline", "Listening", "aborted_error", "lost_record"]
 
 #: Messages that are kept at hand while their event waits for other inputs; what is beyond is fetched again.
 _MAX_HELD = 64
@@ -50,16 +49,26 @@ class Inline:
         return InlineRun(pipeline, source, on_view=on_view, view_every_s=view_every_s)
 
 
-class Offered:
-    """Counts what the inputs offer: as many events as the input with most messages has."""
+class Listening:
+    """A clock that runs only while a run listens to its inputs.
+
+    Deadlines of incomplete events go by it: what lies unread because the workers are busy is not late.
+    """
 
     def __init__(self) -> None:
-        self._counts: dict[str, int] = {}
+        self._total_s = 0.0
+        self._since_s = time.monotonic()
 
-    def count(self, name: str) -> int:
-        """One more message of the input `name`; returns how many events there may be."""
-        self._counts[name] = self._counts.get(name, 0) + 1
-        return max(self._counts.values())
+    def now_s(self) -> float:
+        """Seconds of listening so far; the run has listened until now."""
+        now = time.monotonic()
+        self._total_s += now - self._since_s
+        self._since_s = now
+        return self._total_s
+
+    def again(self) -> None:
+        """The run was busy until now, and listens again."""
+        self._since_s = time.monotonic()
 
 
 class InlineRun(Run):
@@ -69,8 +78,6 @@ class InlineRun(Run):
         super().__init__(pipeline, source, on_view=on_view, view_every_s=view_every_s)
         self._source = source
         self._driving = threading.Lock()
-        self._held: OrderedDict[tuple[str, int], Found] = OrderedDict()
-        self._offered = Offered()
         self._aborted: Ended | None = None
         self._turns = self._work()
 
@@ -110,45 +117,49 @@ class InlineRun(Run):
             with self._source.open(self.pipeline.inputs) as opened:
                 yield from self._follow(opened, step)
         finally:
-            self._held.clear()
             step.close()
 
     def _follow(self, opened: OpenSource, step: Step[None]) -> Iterator[None]:
         aligner = self.pipeline.align.aligner(self.pipeline.inputs)
+        at_hand = AtHand(opened, _MAX_HELD)
+        clock = Listening() if self._source.live else None
         for told in opened.tidings():
             if self._stopping.is_set():
                 return
-            for action in self._noted(told, aligner):
-                self._act(action, opened, step)
+            actions = self._noted(told, aligner, opened, at_hand)
+            if clock is not None:
+                actions += aligner.tick(clock.now_s())
+            for action in actions:
+                self._act(action, at_hand, step)
             self._show()
             yield
+            if clock is not None:
+                clock.again()
         self._reduction.missed(aligner.missing())
 
-    def _noted(self, told: Arrival | Ended | None, aligner: Aligner) -> list[Action]:
+    def _noted(self, told: Tidings, aligner: Aligner, opened: OpenSource, at_hand: AtHand) -> list[Action]:
         if told is None:
             return []
         if isinstance(told, Ended):
             if told.aborted is not None:
                 self._aborted = told
             return aligner.ended(told.name)
-        self._reduction.offered(self._offered.count(told.name))
-        if told.message is not None:
-            self._held[told.name, told.id] = told.message
-            if len(self._held) > _MAX_HELD:
-                self._held.popitem(last=False)
-        return aligner.arrived(told.name, told.id)
+        descriptor, message = looked_at(self.pipeline.align, told, opened)
+        if message is not None:
+            at_hand.keep(told.name, told.id, message)
+        actions = aligner.arrived(told.name, descriptor)
+        self._reduction.offered(aligner.n_begun)
+        return actions
 
-    def _act(self, action: Action, opened: OpenSource, step: Step[None]) -> None:
+    def _act(self, action: Action, at_hand: AtHand, step: Step[None]) -> None:
+        self._reduction.formed(action)
         if not isinstance(action, Ready):
-            self._reduction.incomplete(action.first, action.last)
             return
-        found = {name: self._held.pop((name, number), None) for name, number in action.ids.items()}
         try:
-            fetched = opened.fetch({name: action.ids[name] for name, held in found.items() if held is None})
+            messages = at_hand.take(action)
         except (MessageEvictedError, MessageNotFoundError) as error:
             self._reduction.take(lost_record(action.index, error))
             return
-        messages = {name: fetched[name] if held is None else held for name, held in found.items()}
         record, _ = step.run(Event(action.index, messages))
         self._reduction.take(record)
 

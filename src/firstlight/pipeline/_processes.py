@@ -41,9 +41,10 @@ _DRAIN_WITHIN_S = 60.0
 class Processes:
     """Run the worker in `n` processes of this machine, and the reducer in this one.
 
-    On one live input each process takes its messages straight from the service. With several inputs, or from a
-    recording, this process decides which events there are and who gets them, and the processes read the bytes. A
-    process that dies is replaced, and its events are worked on again; each result counts once.
+    On one live input each process takes its messages straight from the service. With several inputs, with events that
+    are more than a message, or from a recording, this process decides which events there are and who gets them, and the
+    processes read the bytes. A process that dies is replaced, and its events are worked on again; each result counts
+    once.
 
     Parameters
     ----------
@@ -170,8 +171,13 @@ class ProcessesRun(Run):
             self._end_results(f"{type(error).__name__}: {error}")
             raise
 
+    @property
+    def _by_service(self) -> bool:
+        """Whether the service can hand out events: each is one message, that of its id."""
+        return len(self.pipeline.inputs) == 1 and self.pipeline.align.by_id
+
     def _crew(self, client: Client | None, live: Live | None, stack: ExitStack) -> Crew:
-        if live is not None and client is not None and len(self.pipeline.inputs) == 1:
+        if live is not None and client is not None and self._by_service:
             return GroupCrew(client, self.pipeline, live, self._label, self._reduction, self._on.n)
         crew = ShareCrew(self.pipeline, self._source, self._reduction, self._on.prefetch + 1, self._stopping)
         stack.callback(crew.close)
@@ -183,7 +189,7 @@ class ProcessesRun(Run):
         results = self._results.stream if self._results is not None else None
         url = live.url if live is not None else None
         known = (pipeline, self.pipeline.parameters_hash, self._source, url, results)
-        if live is not None and len(pipeline.inputs) == 1:
+        if live is not None and self._by_service:
             return GroupJob(*known, live, self._label, self._on.prefetch)
         return ShareJob(*known)
 

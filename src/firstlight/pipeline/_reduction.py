@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from firstlight.errors import PipelineError, WorkerError
 from firstlight.model import Ranges, View
 from firstlight.monitoring import Histogram, HistogramSnapshot
+from firstlight.pipeline._align_values import Action, Again, Dropped, Incomplete, Late, Ready, Unmatched
 from firstlight.pipeline._pipeline import Pipeline, Reducer
 from firstlight.pipeline._records import Record, UserError
 from firstlight.pipeline._step import reducer_error, told
@@ -31,7 +32,10 @@ class EventError:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """A run in numbers, at one moment. Every event is in exactly one of `results`, `empty`, `parked` and `lost`.
+    """A run in numbers, at one moment.
+
+    Every event that was formed is in exactly one of `results`, `empty`, `parked` and `lost` when it is done with, and
+    in exactly one of `complete` and `partial`; what was not formed is `incomplete` or `dropped`.
 
     Attributes
     ----------
@@ -49,14 +53,26 @@ class Stats:
         Events whose messages were no longer held when their turn came.
     duplicates
         Second copies of records, dropped.
+    complete
+        Events that are done with and had everything.
+    partial
+        Events that were formed although inputs had nothing for them, as asked by `Partial`.
+    dropped
+        Events that were given up because inputs had nothing for them, as asked by `Drop`.
     incomplete
-        Events that some inputs have and others do not.
+        Events that some inputs have and others, which have ended, do not.
+    late
+        For each input the events that it had its part of after their deadline.
+    again
+        For each input the events that it had a second part of: a repeated trigger.
+    unmatched
+        For each input the ids of messages that belong to no event.
     missing
-        For each input the ids that it did not have, below the highest that any input had; known at the end.
+        For each input the events that it had nothing for, below the highest that any input had; known at the end.
     workers_died
         Worker processes that ended without being asked to.
     available
-        Events that the inputs offered so far, as far as known; ``available - events`` is the lag.
+        Events of which something has come so far.
     latency_s
         From the service having the last message of an event until its result was reduced, in seconds, live only.
     elapsed_s
@@ -73,7 +89,13 @@ class Stats:
     parked: Ranges = field(default_factory=Ranges)
     lost: Ranges = field(default_factory=Ranges)
     duplicates: int = 0
+    complete: Ranges = field(default_factory=Ranges)
+    partial: Ranges = field(default_factory=Ranges)
+    dropped: Ranges = field(default_factory=Ranges)
     incomplete: Ranges = field(default_factory=Ranges)
+    late: Mapping[str, Ranges] = field(default_factory=dict)
+    again: Mapping[str, Ranges] = field(default_factory=dict)
+    unmatched: Mapping[str, Ranges] = field(default_factory=dict)
     missing: Mapping[str, Ranges] = field(default_factory=dict)
     workers_died: int = 0
     available: int = 0
@@ -89,7 +111,7 @@ class Stats:
     @property
     def lag(self) -> int:
         """Events that wait to be worked on."""
-        return max(self.available - self.events - len(self.incomplete), 0)
+        return max(self.available - self.events - len(self.incomplete) - len(self.dropped), 0)
 
 
 class Reduction:
@@ -110,7 +132,11 @@ class Reduction:
         self._started = time.monotonic()
         self._ended: float | None = None
         self._latency = Histogram()
-        self._parked, self._lost, self._incomplete = Ranges(), Ranges(), Ranges()
+        self._parked, self._lost = Ranges(), Ranges()
+        self._partial, self._dropped, self._incomplete = Ranges(), Ranges(), Ranges()
+        self._late: dict[str, Ranges] = {}
+        self._again: dict[str, Ranges] = {}
+        self._unmatched: dict[str, Ranges] = {}
         self._missing: dict[str, Ranges] = {}
         self._results = self._empty = self._errors = self._retried = self._duplicates = self._died = 0
         self._available = 0
@@ -183,10 +209,25 @@ class Reduction:
         with self._lock:
             self._available = max(total, self._available)
 
-    def incomplete(self, first: int, last: int) -> None:
-        """The events ``first .. last`` will never be complete."""
+    def formed(self, action: Action) -> None:
+        """An event was formed or given up, or a message came that belongs to none."""
+        if isinstance(action, Ready):
+            if action.missing:
+                with self._lock:
+                    self._partial.add(action.index, action.index)
+            return
         with self._lock:
-            self._incomplete.add(first, last)
+            match action:
+                case Incomplete(first, last):
+                    self._incomplete.add(first, last)
+                case Dropped(first, last):
+                    self._dropped.add(first, last)
+                case Late(name, number):
+                    self._late.setdefault(name, Ranges()).add(number, number)
+                case Again(name, number):
+                    self._again.setdefault(name, Ranges()).add(number, number)
+                case Unmatched(name, number):
+                    self._unmatched.setdefault(name, Ranges()).add(number, number)
 
     def missed(self, missing: Mapping[str, Ranges]) -> None:
         """The ids that inputs did not have."""
@@ -237,7 +278,21 @@ class Reduction:
                 events=len(self.seen), results=self._results, empty=self._empty, errors=self._errors,
                 retried=self._retried,
                 parked=self._parked.copy(), lost=self._lost.copy(), duplicates=self._duplicates,
-                incomplete=self._incomplete.copy(), missing=dict(self._missing), workers_died=self._died,
+                complete=_without(self.seen, self._partial), partial=self._partial.copy(),
+                dropped=self._dropped.copy(), incomplete=self._incomplete.copy(),
+                late=_copied(self._late), again=_copied(self._again), unmatched=_copied(self._unmatched),
+                missing=dict(self._missing), workers_died=self._died,
                 available=self._available, latency_s=self._latency.snapshot(),
                 elapsed_s=(self._ended or time.monotonic()) - self._started, last_errors=tuple(self._last_errors),
             )  # fmt: skip
+
+
+def _copied(sets: Mapping[str, Ranges]) -> dict[str, Ranges]:
+    return {name: found.copy() for name, found in sets.items()}
+
+
+def _without(events: Ranges, others: Ranges) -> Ranges:
+    left = events.copy()
+    for first, last in others:
+        left.discard(first, last)
+    return left

@@ -7,6 +7,7 @@ the messages of an event by their ids: who decides looks at the first, who works
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -15,10 +16,22 @@ from typing import Any, Protocol, Self, TypeAlias
 import msgspec
 import numpy as np
 
-from firstlight.errors import ConfigurationError, DataError, MessageNotFoundError
-from firstlight.model import DATA_FORMAT, ArraySpec, Batch, Dataset, Message, StreamId, batch_head, batch_parts
+from firstlight.errors import ConfigurationError, DataError, MessageEvictedError, MessageNotFoundError
+from firstlight.model import (
+    DATA_FORMAT,
+    ArraySpec,
+    Batch,
+    Dataset,
+    Message,
+    MessageRow,
+    StreamId,
+    batch_head,
+    batch_parts,
+)
+from firstlight.pipeline._align import Align
+from firstlight.pipeline._align_values import Descriptor, Ready
 
-__all__ = ["Arrival", "Ended", "Items", "OpenSource", "Source", "Tidings"]
+__all__ = ["Arrival", "AtHand", "Ended", "Items", "OpenSource", "Source", "Tidings", "looked_at"]
 
 Found: TypeAlias = Message | Dataset
 
@@ -95,6 +108,62 @@ class Source(Protocol):
         FirstlightError
             If it cannot be reached or read.
         """
+
+
+class AtHand:
+    """Messages that came along or were fetched, kept until their event takes them; what is beyond is fetched again.
+
+    Parameters
+    ----------
+    size
+        Messages that are kept: their bytes stay in the memory of the service as long.
+    """
+
+    def __init__(self, opened: OpenSource, size: int) -> None:
+        self._opened = opened
+        self._size = size
+        self._held: OrderedDict[tuple[str, int], Found] = OrderedDict()
+
+    def keep(self, name: str, number: int, message: Found) -> None:
+        """This message may be wanted soon."""
+        self._held[name, number] = message
+        if len(self._held) > self._size:
+            self._held.popitem(last=False)
+
+    def take(self, event: Ready) -> Mapping[str, Found | MessageRow]:
+        """The messages of an event; raises as `OpenSource.fetch` does."""
+        held = {
+            # A message of several triggers stays: the next event wants it, too.
+            name: self._held.get((name, number)) if name in event.rows else self._held.pop((name, number), None)
+            for name, number in event.ids.items()
+        }
+        absent = {name: event.ids[name] for name, message in held.items() if message is None}
+        fetched = self._opened.fetch(absent) if absent else {}
+        found = {name: fetched[name] if message is None else message for name, message in held.items()}
+        return self._rows_of(event, found) if event.rows else found
+
+    def _rows_of(self, event: Ready, found: dict[str, Found]) -> dict[str, Found | MessageRow]:
+        for name in event.rows:
+            self.keep(name, event.ids[name], found[name])
+        return {name: _row_of(message, event.rows.get(name)) for name, message in found.items()}
+
+
+def _row_of(message: Found, row: int | None) -> Found | MessageRow:
+    # Modules of one detector that packs triggers: nobody has that; the worker gets the parts and finds the row itself.
+    return message if row is None or isinstance(message, Dataset) else MessageRow(message, row)
+
+
+def looked_at(align: Align, told: Arrival, opened: OpenSource) -> tuple[Descriptor, Found | None]:
+    """What an aligner wants to know of a message, and the message where somebody has it."""
+    if not align.looks_inside:
+        return Descriptor(told.id), told.message
+    message = told.message
+    if message is None:
+        try:
+            message = opened.fetch({told.name: told.id})[told.name]
+        except (MessageEvictedError, MessageNotFoundError):
+            return Descriptor(told.id, n_rows=-1), None  # it belongs to an event, but nobody can tell to which
+    return align.describe(told.name, message), message
 
 
 class Items:

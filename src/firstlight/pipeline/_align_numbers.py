@@ -1,0 +1,239 @@
+"""Numbers of triggers: which of a source's triggers a message holds, one or many.
+
+A message of a PandABox holds the rows of a hundred triggers. It may say which is its first; if it does not, they count on
+from message to message, and so are known once all messages before are.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from firstlight.errors import ConfigurationError, DataError
+from firstlight.model import Dataset, Message, Ranges
+from firstlight.pipeline._align_forming import Place
+from firstlight.pipeline._align_values import Descriptor, Key
+
+__all__ = [
+    "Counting",
+    "Keyed",
+    "Numbered",
+    "Numbering",
+    "Rows",
+    "Spans",
+    "first_number",
+    "meta_of",
+    "value_at",
+    "whole",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """How a source packs several triggers into a message, one row each: as a PandABox does.
+
+    Parameters
+    ----------
+    n
+        Metadata key of their number, ``a.b`` for one inside another; where a message has none, it is the first
+        dimension of its array.
+    start
+        Metadata key of the number of the first of them. Where there is none, triggers count on from message to message;
+        then a lost message makes it impossible to number those behind it.
+    first
+        What the source calls its first trigger, mostly 0 or 1.
+
+    Examples
+    --------
+    ::
+
+        ByIndex(packed={"panda": Rows(start="first_row", first=0)})
+    """
+
+    n: str | None = None
+    start: str | None = None
+    first: int = 1
+
+    def __post_init__(self) -> None:
+        for what in (self.n, self.start):
+            if what == "":
+                raise ConfigurationError("Rows takes names of metadata keys, not an empty one")
+
+    def describe(self, message: Message | Dataset) -> Descriptor:
+        """How many triggers, and from which on; blobs are not read."""
+        first, meta = _first(message), meta_of(message)
+        start = whole(value_at(meta, self.start), self.first) if self.start is not None else None
+        return Descriptor(message.id, first.timestamp_ns, start, self._n_rows(first, meta))
+
+    def _n_rows(self, message: Message, meta: Mapping[str, Any]) -> int:
+        given = value_at(meta, self.n) if self.n is not None else None
+        if given is not None:
+            return given if isinstance(given, int) and not isinstance(given, bool) else -1
+        try:
+            spec = message.spec
+        except DataError:
+            return -1
+        return spec.shape[0] if spec is not None and spec.shape else -1
+
+
+def _first(message: Message | Dataset) -> Message:
+    return message if isinstance(message, Message) else next(iter(message))
+
+
+def meta_of(message: Message | Dataset) -> Mapping[str, Any]:
+    """Its metadata, of a dataset those of its first part; empty if they cannot be read, which the worker is told."""
+    try:
+        return _first(message).meta
+    except DataError:
+        return {}
+
+
+def value_at(meta: Mapping[str, Any], path: str) -> Any:
+    """The value at ``a.b``, None where there is none.
+
+    Examples
+    --------
+    >>> value_at({"panda": {"trigger": 7}}, "panda.trigger")
+    7
+    """
+    node: Any = meta
+    for name in path.split("."):
+        node = node.get(name) if isinstance(node, dict) else None
+    return node
+
+
+def whole(value: Any, first: int) -> int | None:
+    """A number from 1 on, where the source counts from `first` on; None if it is not one."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or value < first:
+        return None
+    return value - first + 1
+
+
+def first_number(key: Key | None) -> int | None:
+    """The key of a descriptor as a number."""
+    return key if isinstance(key, int) else None
+
+
+class Numbered(NamedTuple):
+    """Message `id` holds the triggers ``first .. first + n - 1``."""
+
+    id: int
+    first: int
+    n: int
+
+
+class Numbering(Protocol):
+    """The numbers of one input's triggers."""
+
+    def arrived(self, message: Descriptor) -> list[Numbered] | None:
+        """A message is there; returns what is numbered now, which may be other messages; None if it cannot be."""
+
+    def ended(self) -> list[int]:
+        """Nothing more comes; returns the ids of messages that cannot be numbered."""
+
+
+class Keyed:
+    """Every message says the number of its first trigger."""
+
+    def arrived(self, message: Descriptor) -> list[Numbered] | None:
+        """A message is there."""
+        number = first_number(message.key)
+        return None if number is None or message.n_rows < 0 else [Numbered(message.id, number, message.n_rows)]
+
+    def ended(self) -> list[int]:
+        """Nothing was kept back."""
+        return []
+
+
+class Counting:
+    """Triggers count on from message to message, unless a message says its number."""
+
+    def __init__(self) -> None:
+        self._placed = Ranges()
+        #: Number behind the last trigger of a message whose successor has not come.
+        self._next = {0: 1}
+        self._waiting: dict[int, int] = {}
+
+    def arrived(self, message: Descriptor) -> list[Numbered] | None:
+        """A message is there."""
+        if message.n_rows < 0:
+            return None
+        if message.id in self._placed or message.id in self._waiting:
+            return []
+        number = first_number(message.key)
+        before = self._next.pop(message.id - 1, None)
+        if number is None:
+            number = before
+        if number is None:
+            self._waiting[message.id] = message.n_rows
+            return []
+        return self._follow(Numbered(message.id, number, message.n_rows))
+
+    def _follow(self, numbered: Numbered) -> list[Numbered]:
+        """What is numbered by that one: itself and those that waited for it."""
+        found = [numbered]
+        while True:
+            identity, first, n = found[-1]
+            self._placed.add(identity, identity)
+            waiting = self._waiting.pop(identity + 1, None)
+            if waiting is None:
+                break
+            found.append(Numbered(identity + 1, first + n, waiting))
+        if identity + 1 not in self._placed:
+            self._next[identity] = first + n
+        return found
+
+    def ended(self) -> list[int]:
+        """Those behind a gap cannot be numbered any more."""
+        left, self._waiting = sorted(self._waiting), {}
+        return left
+
+
+class Spans:
+    """Where triggers are, as stretches of them that lie in one message; forgotten piece by piece.
+
+    Parameters
+    ----------
+    packed
+        Messages hold several triggers, so that a place needs a row.
+    """
+
+    def __init__(self, *, packed: bool) -> None:
+        self._packed = packed
+        self._firsts: list[int] = []
+        self._spans: list[_Span] = []
+
+    def add(self, first: int, last: int, identity: int, row: int) -> None:
+        """The triggers ``first .. last`` are in message `identity`, from its row `row` on."""
+        at = bisect_right(self._firsts, first)
+        self._firsts.insert(at, first)
+        self._spans.insert(at, _Span(first, last, identity, row, last - first + 1))
+
+    def place(self, number: int) -> Place:
+        """Where this trigger is."""
+        span = self._spans[bisect_right(self._firsts, number) - 1]
+        return Place(span.id, number - span.first + span.row if self._packed else None)
+
+    def forget(self, first: int, last: int) -> None:
+        """Nobody asks for ``first .. last`` any more."""
+        at = max(bisect_right(self._firsts, first) - 1, 0)
+        while at < len(self._spans) and self._spans[at].first <= last:
+            span = self._spans[at]
+            span.n_asked -= max(min(span.last, last) - max(span.first, first) + 1, 0)
+            if span.n_asked:
+                at += 1
+            else:
+                del self._spans[at], self._firsts[at]
+
+
+@dataclass(slots=True)
+class _Span:
+    first: int
+    last: int
+    id: int
+    row: int
+    n_asked: int

@@ -1,0 +1,160 @@
+"""What aligners are told and what they answer: descriptors go in, actions come out; policies say what to do with gaps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from firstlight.errors import ConfigurationError
+
+__all__ = [
+    "Action",
+    "Again",
+    "Descriptor",
+    "Drop",
+    "Dropped",
+    "Incomplete",
+    "Key",
+    "Late",
+    "Partial",
+    "Ready",
+    "Unmatched",
+    "WhenIncomplete",
+]
+
+#: What a message may say about the event that it belongs to.
+Key: TypeAlias = int | float | str
+
+_NO_ROWS: Mapping[str, int] = {}
+
+
+# Structs where there is one for each message or event: they are made in a fifth of the time of a frozen dataclass.
+class Descriptor(msgspec.Struct, frozen=True):
+    """What is known about a message without its blob.
+
+    Attributes
+    ----------
+    id
+        Of the message, in its stream.
+    timestamp_ns
+        When the data were taken, ns UTC.
+    key
+        What the message says about the event that it belongs to; None if it says nothing that can be used.
+    n_rows
+        Triggers in the message; negative if that cannot be told.
+    """
+
+    id: int
+    timestamp_ns: int = 0
+    key: Key | None = None
+    n_rows: int = 1
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """Event `index` can be worked on.
+
+    Attributes
+    ----------
+    index
+        1, 2, 3, ...
+    ids
+        Of its messages, by input.
+    rows
+        Of the inputs whose messages hold several triggers: which one, from 0.
+    missing
+        Inputs that should take part and have nothing; empty unless incomplete events are delivered.
+    """
+
+    index: int
+    ids: Mapping[str, int]
+    rows: Mapping[str, int] = _NO_ROWS
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Incomplete:
+    """The events ``first .. last`` will never be complete: nothing came, or will come, from the inputs `missing`."""
+
+    first: int
+    last: int
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """The events ``first .. last`` are given up, as asked: the inputs `missing` were too late, or had ended."""
+
+    first: int
+    last: int
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Late:
+    """The input `name` has its part of event `index` now that the deadline of the event is over."""
+
+    name: str
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """The input `name` has a part of event `index` for the second time; the first one counts."""
+
+    name: str
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unmatched:
+    """Message `id` of the input `name` belongs to no event."""
+
+    name: str
+    id: int
+
+
+Action: TypeAlias = Ready | Incomplete | Dropped | Late | Again | Unmatched
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """Work on an incomplete event with what is there, when its deadline is over or what lacks cannot come any more.
+
+    Parameters
+    ----------
+    after_s
+        Seconds from the first message of the event on; time in which the run does not listen, because its workers are
+        busy, does not count. A recording has no clock: there the deadline is the end of the inputs.
+
+    Raises
+    ------
+    ConfigurationError
+        If that is less than nothing.
+    """
+
+    after_s: float
+
+    def __post_init__(self) -> None:
+        _check_deadline("Partial", self.after_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Give an incomplete event up when its deadline is over, so that nothing is remembered for longer; see `Partial`."""
+
+    after_s: float
+
+    def __post_init__(self) -> None:
+        _check_deadline("Drop", self.after_s)
+
+
+#: ``wait``: until the inputs that lack have ended; then the event is given up.
+WhenIncomplete: TypeAlias = Literal["wait"] | Partial | Drop
+
+
+def _check_deadline(what: str, after_s: float) -> None:
+    if not after_s >= 0:  # also a NaN
+        raise ConfigurationError(f"{what}(after_s) takes seconds from 0 on, not {after_s}")
