@@ -39,6 +39,7 @@ from firstlight.pipeline import (
     from_message,
     run,
 )
+from firstlight.testing import RunningService
 from firstlight.testing._pipeline_contract import (
     Collect,
     ContractData,
@@ -288,6 +289,19 @@ def test_no_service_is_a_lost_connection() -> None:
     for on in (Inline(), Processes(1)):
         with pytest.raises(ConnectionLostError):
             run(mean(), Live("firstlight://127.0.0.1:1", stream="scan"), on=on).result(_WITHIN_S)
+
+
+@pytest.mark.parametrize("on", [Inline(), Processes(1)], ids=["inline", "processes"])
+def test_a_run_gives_a_lost_service_up_when_it_was_told_to(on: Executor, tmp_path: Path) -> None:
+    with RunningService(tmp_path / "data") as service:
+        name = mean().inputs[0]
+        with Client(service.url) as client, client.produce(name, stream="s", finish=False) as out:
+            out.send(frame(1), id=1, meta={"shutter": "open"})
+        with run(mean(), Live(service.url, stream="s", reconnect_timeout=0.2), on=on) as running:
+            until(lambda: running.stats.events or running.join(0.0))
+            service.kill()
+            with pytest.raises(ConnectionLostError):
+                running.result(timeout=20.0)  # clients try for 60 s by default
 
 
 def test_messages_that_were_evicted_are_lost_by_number(service: Any) -> None:

@@ -17,6 +17,7 @@ from firstlight.errors import FirstlightError, MessageEvictedError, MessageNotFo
 from firstlight.model import Event
 from firstlight.pipeline._feeds import Feed, GroupFeed, ShareFeed, Task
 from firstlight.pipeline._inline import lost_record
+from firstlight.pipeline._live import Live
 from firstlight.pipeline._outlets import Outlet, PipeOutlet, StreamOutlet
 from firstlight.pipeline._records import Record, WireRecord, to_wire
 from firstlight.pipeline._settling import Settler
@@ -99,7 +100,8 @@ class _Child:
     def run(self, stack: ExitStack) -> Left:
         """Work until the end of the stream or of the run."""
         threading.Thread(target=self._listen, name="listen to the run", daemon=True).start()
-        client = stack.enter_context(Client(self._job.url)) if self._job.url is not None else None
+        live = self._job.source if isinstance(self._job.source, Live) else None
+        client = stack.enter_context(live.connect()) if live is not None else None
         feed = self._feed(client, stack)
         settler = Settler(self._outlet(client, stack).settle)
         stack.callback(settler.close)

@@ -47,6 +47,8 @@ class Live:
         there is no such stream by then. None waits for ever: the scan may begin tomorrow.
     datasets
         The inputs are detectors made of modules; events hold a `Dataset` of each.
+    reconnect_timeout
+        Seconds to try when the connection is lost; then the run fails with `ConnectionLostError`.
     """
 
     url: str = DEFAULT_URL
@@ -55,6 +57,7 @@ class Live:
     group: str | None = None
     timeout: float | None = None
     datasets: bool = False
+    reconnect_timeout: float = 60.0
 
     def __post_init__(self) -> None:
         StreamId(self.beamtime, "any", self.stream)
@@ -63,6 +66,10 @@ class Live:
     def live(self) -> bool:
         """Latency means something, though not for the part of a stream that was there before the run began."""
         return True
+
+    def connect(self) -> Client:
+        """A client of the service, to be closed."""
+        return Client(self.url, reconnect_timeout=self.reconnect_timeout)
 
     def open(self, inputs: Sequence[str]) -> OpenLive:
         """Connect."""
@@ -81,7 +88,7 @@ class OpenLive:
         self._inputs = tuple(inputs)
         self._closing = threading.Event()
         self._threads: list[threading.Thread] = []
-        self.client = Client(source.url)
+        self.client = source.connect()
 
     def tidings(self) -> Iterator[Tidings]:
         """What arrives; each message comes along."""

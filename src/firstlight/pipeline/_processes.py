@@ -152,7 +152,7 @@ class ProcessesRun(Run):
 
     def _run(self, stack: ExitStack) -> None:
         live = self._source if isinstance(self._source, Live) else None
-        client = stack.enter_context(Client(live.url)) if live is not None else None
+        client = stack.enter_context(live.connect()) if live is not None else None
         if client is not None and live is not None:
             self._results = Results(client, self.pipeline, live, self._label, self._reduction, self._inbox.put)
             stack.callback(self._results.close)
@@ -187,8 +187,7 @@ class ProcessesRun(Run):
     def _job(self, live: Live | None) -> Job:
         pipeline = self._sendable
         results = self._results.stream if self._results is not None else None
-        url = live.url if live is not None else None
-        known = (pipeline, self.pipeline.parameters_hash, self._source, url, results)
+        known = (pipeline, self.pipeline.parameters_hash, self._source, results)
         if live is not None and self._by_service:
             return GroupJob(*known, live, self._label, self._on.prefetch)
         return ShareJob(*known)

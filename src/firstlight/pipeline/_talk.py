@@ -36,13 +36,12 @@ __all__ = [
 class Job:
     """What a worker process is for.
 
-    ``results`` is the stream of the service at ``url`` to which records go; None sends them through the pipe.
+    ``results`` is the stream of the service to which records go; None sends them through the pipe.
     """
 
     pipeline: Pipeline
     parameters: str
     source: Source
-    url: str | None
     results: StreamId | None
 
 
