@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import operator
 import os
 import queue
 import re
@@ -31,6 +32,7 @@ from firstlight.model import Image
 from firstlight.testing import EIGER_SHAPES, SimulatedEiger
 from firstlight.testing.demo import Plan, Progress, make_plan
 from firstlight.testing.demo._analysis import CrystalStatistics, Found
+from firstlight.testing.demo._children import Child
 from firstlight.testing.demo._detector import DemoEiger, look_through
 from firstlight.testing.demo._memory import family, family_memory
 from firstlight.testing.demo._plan import Output
@@ -83,6 +85,11 @@ class Demo:
             if word in text:
                 return
         raise AssertionError(f"no {word!r} within {_WITHIN_S} s")
+
+    def pid_of(self, word: str) -> int:
+        """The first of its processes whose command line has the word."""
+        commands = {pid: Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in self.left_behind()}
+        return min(pid for pid, command in commands.items() if word in command)
 
     def result(self) -> Result:
         """Wait for the end."""
@@ -291,6 +298,36 @@ def test_killed_it_leaves_no_process(tmp_path: Path) -> None:
         demo.end()
 
 
+@pytest.mark.parametrize("stage", ["service", "first stage"])
+def test_what_dies_is_told_at_once_and_the_summary_says_so(stage: str, tmp_path: Path) -> None:
+    demo = Demo(tmp_path / "results", "--size", "500K", "--frames", "100000", "--rate", "20")
+    try:
+        demo.wait_for("written ")
+        demo.wait_for("written ")
+        os.kill(demo.pid_of(" serve " if stage == "service" else "spawn_main"), signal.SIGKILL)
+        killed_s = time.monotonic()
+        result = demo.result()
+        assert time.monotonic() - killed_s < 15  # 2 s, but not on every machine; clients try for 60 s by default
+        assert demo.all_gone(), "processes are left behind"
+    finally:
+        demo.end()
+    assert result.code == 1
+    summary = result.summary
+    assert summary["state"] == "failed" and summary["results"] > 0
+    log = result.out / "service.log"
+    where = f"its log is {log}" if stage == "service" else "it logged nothing"
+    name = "service" if stage == "service" else "detector process"
+    assert summary["error"] == f"the {name} ended before its time (killed by SIGKILL, exit code -9); {where}"
+    *before, last = result.stderr.splitlines()
+    assert last == f"firstlight: {summary['error']}"
+    assert not [text for text in before if text.startswith("firstlight: ") or "Traceback" in text]
+    assert json.loads((result.out / "summary.json").read_text()) == {"program": "firstlight demo", **summary}
+    assert {str(path) for path in result.out.iterdir()} == set(summary["files"])
+    assert log.exists() == (stage == "service") and (stage != "service" or "serving" in log.read_text())
+    with h5py.File(result.out / "hits.nxs") as file:  # the writer has ended in order
+        assert file["entry/data/data"].shape[0] == summary["written"]
+
+
 # --- options -------------------------------------------------------------------------------------------------------
 
 
@@ -355,6 +392,25 @@ def test_a_folder_of_an_earlier_demonstration_is_used_again(tmp_path: Path) -> N
 def test_a_folder_that_cannot_be_written_is_named() -> None:
     with pytest.raises(StorageError, match="cannot write into /proc/nowhere"):
         Output(plan(Path("/proc/nowhere")))
+
+
+def test_a_folder_without_room_does_not_say_that_something_runs_in_it(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="free space"):
+        Output(plan(tmp_path, size="16M", n_frames=1_000_000, hit_fraction=1.0))
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_a_process_that_raises_leaves_its_traceback_in_its_log(tmp_path: Path) -> None:
+    log = tmp_path / "sum.log"
+    # What it does is to add its task, 1, and its side of the conversation, which cannot be added.
+    with Child("sum", operator.add, 1, log=log) as child:
+        deadline = time.monotonic() + _WITHIN_S
+        with pytest.raises(FirstlightError, match="sum process ended before its time") as caught:
+            while time.monotonic() < deadline:
+                child.look()
+                time.sleep(0.05)
+    assert str(caught.value).endswith(f"(exit code 1); its log is {log}")
+    assert "TypeError: unsupported operand" in log.read_text()
 
 
 # --- parts ---------------------------------------------------------------------------------------------------------

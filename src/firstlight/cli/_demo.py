@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,18 +59,23 @@ def demo(
 
     The simulated EIGER sends serial crystallography as Stream V2; everything behind it is what a beamline would run.
     Ctrl-C ends it: what was sent by then is still analysed and written. With --json a summary is the last line of
-    stdout.
+    stdout, also when a part of it failed ("state": "failed", "error": why).
     """
     check_extra("the demonstration", "demo", _NEEDED)
     from firstlight.cli._demo_panel import report, watched
-    from firstlight.testing.demo import make_plan, run_demo
+    from firstlight.testing.demo import DemoError, make_plan, run_demo
 
     plan = make_plan(
         out, size=size.value if size else None, dtype=dtype.value if dtype else None, n_frames=frames, rate_hz=rate,
         hit_fraction=hits, n_workers=workers, memory=memory, recording=recording, all_frames=all_frames, seed=seed,
     )  # fmt: skip
-    with _hang_up_ignored(), stop_on_signals() as stop, watched(plan, stop) as show:
-        summary = run_demo(plan, stop=stop, on_progress=show)
+    try:
+        with _hang_up_ignored(), _quiet_clients(), stop_on_signals() as stop, watched(plan, stop) as show:
+            summary = run_demo(plan, stop=stop, on_progress=show)
+    except DemoError as error:
+        if as_json:
+            print_json(error.summary.as_dict())
+        raise
     for text in (*summary.notes, *summary.doubts):
         note(f"note: {text}")
     if as_json:
@@ -87,6 +93,19 @@ def _hang_up_ignored() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGHUP, usual)
+
+
+@contextmanager
+def _quiet_clients() -> Iterator[None]:
+    """A client that loses the service says so; the demonstration says it better, in one line, and with the reason."""
+    logger = logging.getLogger("firstlight.client")
+    usual = logger.level
+    if not logging.getLogger().isEnabledFor(logging.DEBUG):
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(usual)
 
 
 def _leave(summary: Summary) -> None:

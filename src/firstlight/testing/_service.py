@@ -137,6 +137,11 @@ class RunningService:
         """The process has not ended."""
         return self._process.poll() is None
 
+    @property
+    def exit_code(self) -> int | None:
+        """How the process ended, a signal as a negative number; None while it runs."""
+        return self._process.poll()
+
     def log(self) -> str:
         """What it logged so far, over all its starts."""
         size = os.fstat(self._log.fileno()).st_size

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from firstlight.testing.demo._plan import Plan, make_plan
     from firstlight.testing.demo._run import Progress, run_demo
-    from firstlight.testing.demo._summary import Summary
+    from firstlight.testing.demo._summary import DemoError, Summary
 
-__all__ = ["Plan", "Progress", "Summary", "make_plan", "run_demo"]
+__all__ = ["DemoError", "Plan", "Progress", "Summary", "make_plan", "run_demo"]
 
 # Loaded when they are used: each process of a demonstration comes through here, and needs only its own part.
-_HOME = {"Plan": "_plan", "Progress": "_run", "Summary": "_summary", "make_plan": "_plan", "run_demo": "_run"}
+_HOME = {"DemoError": "_summary", "Plan": "_plan", "Progress": "_run", "Summary": "_summary"}
+_HOME |= {"make_plan": "_plan", "run_demo": "_run"}
 
 
 def __getattr__(name: str) -> Any:

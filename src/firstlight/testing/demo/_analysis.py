@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import deque
@@ -17,7 +18,7 @@ from firstlight.client import Client
 from firstlight.errors import StreamNotFoundError
 from firstlight.model import Event, Image, Line, Message, Scalar, View, get
 from firstlight.processors import PeakFinder, is_hit
-from firstlight.testing.demo._names import BEAMTIME, SOURCE, STREAM
+from firstlight.testing.demo._names import BEAMTIME, RECONNECT_TIMEOUT_S, SOURCE, STREAM
 
 __all__ = ["CrystalFinder", "CrystalStatistics", "Found", "Row", "SeriesHeader", "n_ready", "n_waiting"]
 
@@ -135,7 +136,9 @@ class CrystalFinder:
 
     def setup(self) -> None:
         """Wait for the detector's header, and lay out the peak finder; then say that this process is ready."""
-        self._client = Client(self.url, name=_WORKER_NAME)
+        # When the service dies all of them would complain at once; the demonstration tells of it in one line.
+        logging.getLogger("firstlight.client").setLevel(logging.CRITICAL)
+        self._client = Client(self.url, name=_WORKER_NAME, reconnect_timeout=RECONNECT_TIMEOUT_S)
         self._wait_for_series()
         header = SeriesHeader.read(self._client)
         self._mask, self._center = header.mask, header.center_px

@@ -12,7 +12,7 @@ from firstlight.connectors import run_eiger2
 from firstlight.errors import FirstlightError, StreamNotFoundError
 from firstlight.model import Header, put
 from firstlight.testing.demo._children import Talk
-from firstlight.testing.demo._names import BEAMTIME, GROUP, SOURCE, STREAM
+from firstlight.testing.demo._names import BEAMTIME, GROUP, RECONNECT_TIMEOUT_S, SOURCE, STREAM
 
 __all__ = ["Carry", "carry"]
 
@@ -50,7 +50,7 @@ def carry(task: Carry, talk: Talk) -> None:
 
     Says ``n_received`` and ``n_bytes``.
     """
-    with Client(task.url, name="connector") as client:
+    with Client(task.url, name="connector", reconnect_timeout=RECONNECT_TIMEOUT_S) as client:
         stats = run_eiger2(
             task.endpoint, _Client(client, talk, task), source=SOURCE, beamtime=BEAMTIME,
             stream=lambda start: STREAM, stop=talk.stopping, series=1,

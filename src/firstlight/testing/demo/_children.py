@@ -7,16 +7,18 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from firstlight.errors import FirstlightError
 
-__all__ = ["Child", "Talk", "without_interrupts"]
+__all__ = ["Child", "Talk", "how_it_ended", "without_interrupts"]
 
 _ORPHANED = 70
 _EXIT_WITHIN_S = 5.0
@@ -87,7 +89,8 @@ class _Notes(logging.Handler):
         self._talk.say(note=record.getMessage())
 
 
-def _main(pipe: Connection, act: Callable[[Any, Talk], None], task: Any, wards: tuple[int, ...]) -> None:
+def _main(pipe: Connection, act: Callable[[Any, Talk], None], task: Any, wards: tuple[int, ...], log: Path) -> None:
+    _write_errors_to(log)
     # Ctrl-C reaches every process of the terminal; the parent decides what it means for us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -102,6 +105,24 @@ def _main(pipe: Connection, act: Callable[[Any, Talk], None], task: Any, wards: 
         talk.say(error=FirstlightError(f"{error.filename}: {error.strerror}" if error.filename else str(error)))
 
 
+def _write_errors_to(log: Path) -> None:
+    """Tracebacks and what libraries print would spoil the picture on the terminal, and be gone when it is needed."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(file, sys.stderr.fileno())
+    os.close(file)
+    logging.getLogger().addHandler(logging.StreamHandler())
+
+
+def how_it_ended(exit_code: int | None, log: Path) -> str:
+    """An end before its time in a few words, and where its log is."""
+    how = f"exit code {exit_code}"
+    if exit_code is not None and exit_code < 0:
+        with contextlib.suppress(ValueError):
+            how = f"killed by {signal.Signals(-exit_code).name}, {how}"
+    logged = log.exists() and log.stat().st_size > 0
+    return f"ended before its time ({how}); {f'its log is {log}' if logged else 'it logged nothing'}"
+
+
 class Child:
     """One process, from its start to its end.
 
@@ -111,6 +132,8 @@ class Child:
         For messages to people.
     act
         Runs in the process with `task` and a `Talk`.
+    log
+        What it prints as errors goes there.
     wards
         See `Talk`.
 
@@ -123,15 +146,16 @@ class Child:
     """
 
     def __init__(
-        self, name: str, act: Callable[[Task, Talk], None], task: Task, *, wards: tuple[int, ...] = ()
+        self, name: str, act: Callable[[Task, Talk], None], task: Task, *, log: Path, wards: tuple[int, ...] = ()
     ) -> None:
         # Spawned, not forked: a fork would copy the locks of the threads that are there in whatever state they are.
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self.name = name
+        self._log = log
         self.facts: dict[str, Any] = {}
         self.notes: list[str] = []
-        self._process = context.Process(target=_main, args=(theirs, act, task, wards), name=name, daemon=True)
+        self._process = context.Process(target=_main, args=(theirs, act, task, wards, log), name=name, daemon=True)
         with without_interrupts():
             self._process.start()
         # The other end must be open in the child alone, or its death would not close the pipe.
@@ -156,7 +180,7 @@ class Child:
         except (EOFError, OSError):
             if not self.done:
                 self._process.join(_EXIT_WITHIN_S)
-                text = f"the {self.name} process ended before its time (exit code {self._process.exitcode})"
+                text = f"the {self.name} process {how_it_ended(self._process.exitcode, self._log)}"
                 raise FirstlightError(text) from None
         return self.facts
 
@@ -196,7 +220,7 @@ class Child:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.end(3.0 if error is None else 0.5)
+        self.end()
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 from firstlight.errors import ConfigurationError, DiskFullError, FirstlightError, StorageError
 from firstlight.settings import parse_size
 from firstlight.testing._eiger import EIGER_SHAPES
-from firstlight.testing.demo._names import SOURCE
+from firstlight.testing.demo._names import PROCESSES, SOURCE
 
 __all__ = ["Output", "Plan", "make_plan"]
 
@@ -189,11 +189,12 @@ class Output:
                 "needed; take fewer --frames, or another folder with --out",
                 path=str(self.folder),
             )
+        self.note({"state": "running"})
         self._write_settings("disk" if plan.all_frames else "keep")
 
     def _claim(self) -> None:
         own = [self.folder / name for name in ("hits.nxs", "frames.nxs", "hits.nxs.partial", "frames.nxs.partial")]
-        own += [self.picture, self.table, self.record, self.settings]
+        own += [self.picture, self.table, self.record, self.settings, *self.logs()]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             there = [path for path in [*own, self.service] if path.exists()]
@@ -205,7 +206,6 @@ class Output:
             shutil.rmtree(self.service, ignore_errors=True)
             for path in own:
                 path.unlink(missing_ok=True)
-            self.note({"state": "running"})
         except StorageError:
             raise
         except OSError as error:
@@ -244,7 +244,18 @@ class Output:
         """What there is to look at, the most interesting first."""
         return [path for path in (self.nexus, self.picture, self.table, self.record) if path.exists()]
 
-    def tidy(self) -> None:
-        """Remove what only the service needed."""
+    def log(self, name: str) -> Path:
+        """Where the log of a process goes; it stays after a failure only."""
+        return self.folder / f"{name}.log"
+
+    def logs(self) -> list[Path]:
+        """Those that there are."""
+        return [path for path in map(self.log, PROCESSES) if path.exists()]
+
+    def tidy(self, *, failed: bool = False) -> None:
+        """Remove what only the service needed, and logs that nobody needs."""
         shutil.rmtree(self.service, ignore_errors=True)
         self.settings.unlink(missing_ok=True)
+        for path in self.logs():
+            if not (failed and path.stat().st_size):
+                path.unlink()

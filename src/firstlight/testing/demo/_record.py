@@ -18,7 +18,7 @@ from firstlight.pipeline import from_message
 from firstlight.processors import Peaks, Powder
 from firstlight.testing.demo._analysis import Found, SeriesHeader
 from firstlight.testing.demo._children import Talk
-from firstlight.testing.demo._names import BEAMTIME, GROUP, PIPELINE, SOURCE, STREAM
+from firstlight.testing.demo._names import BEAMTIME, GROUP, PIPELINE, RECONNECT_TIMEOUT_S, SOURCE, STREAM
 from firstlight.writers import NexusWriter
 
 __all__ = ["IdOrder", "Picture", "Record", "record"]
@@ -117,7 +117,7 @@ def record(task: Record, talk: Talk) -> None:
 
     Says ``n_written`` and ``n_bytes``, ``closed`` when the file is complete, ``pictured`` after it was told ``draw``.
     """
-    with Client(task.url, name="writer") as client:
+    with Client(task.url, name="writer", reconnect_timeout=RECONNECT_TIMEOUT_S) as client:
         writing = _Writing(task, client, talk)
         try:
             _follow(client, talk, writing)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Event
-from typing import Any, Literal, TypeAlias
+from types import TracebackType
+from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
 
@@ -22,19 +25,22 @@ from firstlight.settings import parse_size
 from firstlight.testing._service import RunningService
 from firstlight.testing.demo._analysis import CrystalFinder, CrystalStatistics, n_ready, n_waiting
 from firstlight.testing.demo._carry import Carry, carry
-from firstlight.testing.demo._children import Child, without_interrupts
+from firstlight.testing.demo._children import Child, how_it_ended, without_interrupts
 from firstlight.testing.demo._detector import detect
 from firstlight.testing.demo._memory import family_memory
-from firstlight.testing.demo._names import BEAMTIME, GROUP, PIPELINE, SOURCE, STREAM
+from firstlight.testing.demo._names import BEAMTIME, GROUP, PIPELINE, RECONNECT_TIMEOUT_S, SOURCE, STREAM
 from firstlight.testing.demo._plan import Output, Plan
 from firstlight.testing.demo._record import Picture, Record, record
-from firstlight.testing.demo._summary import Summary, facts_of, judge, latency_of, table_of, truth_of
+from firstlight.testing.demo._summary import DemoError, State, Summary, facts_of, judge, latency_of, table_of, truth_of
 
 __all__ = ["Progress", "run_demo"]
 
 Phase: TypeAlias = Literal["preparing", "starting", "measuring", "finishing"]
 
 _TICK_S = 0.1
+_LOOK_AGAIN_S = 0.02
+#: So long after another part failed it may turn out that the service has.
+_DEATH_WITHIN_S = 0.5
 _LOOK_EVERY_S = 0.5
 _RATE_WINDOW_S = 3.0
 #: Events that a worker has at hand: few, because each is large and takes long.
@@ -111,13 +117,28 @@ def run_demo(plan: Plan, *, stop: Event, on_progress: Callable[[Progress], None]
 
     Raises
     ------
-    FirstlightError
-        If a part of it fails. Whatever happens, no process is left behind.
+    DemoError
+        If a part of it fails; the summary is written as well. Whatever happens, no process is left behind.
     """
     output = Output(plan)
-    with ExitStack() as stack:
-        stack.callback(output.tidy)
-        return _Demo(plan, output, stack, stop, on_progress).run()
+    demo = _Demo(plan, output, stop, on_progress)
+    try:
+        with demo:
+            return demo.run()
+    except BaseException as error:  # whatever ended it: the record must not say that it still runs
+        text = _words(error)
+        summary = demo.cut_short(text, "failed" if isinstance(error, Exception) else "interrupted")
+        if isinstance(error, FirstlightError | OSError):
+            raise DemoError(text, summary) from error
+        raise
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, FirstlightError):
+        return error.text
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 class _Level:
@@ -139,12 +160,10 @@ class _Level:
 class _Demo:
     """One demonstration: parts are started one after the other, and each ends by itself when the one before it has."""
 
-    def __init__(
-        self, plan: Plan, output: Output, stack: ExitStack, stop: Event, on_progress: Callable[[Progress], None]
-    ) -> None:
+    def __init__(self, plan: Plan, output: Output, stop: Event, on_progress: Callable[[Progress], None]) -> None:
         self._plan = plan
         self._output = output
-        self._stack = stack
+        self._stack = ExitStack()
         self._stop = stop
         self._on_progress = on_progress
         self._children: list[Child] = []
@@ -152,17 +171,42 @@ class _Demo:
         self._statistics = CrystalStatistics((1, 1))
         self._views: Mapping[str, View] = {}
         self._service: RunningService | None = None
+        self._death: FirstlightError | None = None
         self._sent, self._bytes, self._results = _Level(), _Level(), _Level()
         self._begun_s = self._looked_s = 0.0
         self._usage: dict[str, int] = {"memory_used": 0, "disk_used": 0, "memory_bytes": 0, "n_processes": 0}
         self._peak_memory = 0
         self._stored = 0
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._stack.__exit__(kind, error, trace)
+        finally:
+            self._output.tidy(failed=error is not None)
+
     def run(self) -> Summary:
+        """All of it, in order."""
+        try:
+            return self._run()
+        except FirstlightError as error:
+            # Most others fail because the service did, and may be noticed before it.
+            death = self._service_death(within_s=_DEATH_WITHIN_S)
+            if death is None or death is error:
+                raise
+            raise death from error
+
+    def _run(self) -> Summary:
         self._detector = self._child("detector", detect, self._plan)
         self._show("preparing", "starting the service")
         self._service = self._start_service()
-        self._client = self._stack.enter_context(Client(self._service.url, name="demo"))
+        self._client = self._stack.enter_context(
+            Client(self._service.url, name="demo", reconnect_timeout=RECONNECT_TIMEOUT_S)
+        )
         task = Record(self._service.url, self._output.nexus, self._output.picture, self._plan.all_frames)
         self._writer = self._child("writer", record, task)
         if self._await_detector():
@@ -174,7 +218,7 @@ class _Demo:
 
     def _child(self, name: str, act: Callable[[Any, Any], None], task: Any) -> Child:
         wards = (self._service.pid,) if self._service is not None else ()
-        child = self._stack.enter_context(Child(name, act, task, wards=wards))
+        child = self._stack.enter_context(Child(name, act, task, log=self._output.log(name), wards=wards))
         self._children.append(child)
         return child
 
@@ -202,7 +246,7 @@ class _Demo:
         )  # fmt: skip
         self._running = self._stack.enter_context(
             run_pipeline(
-                pipeline, Live(url, beamtime=BEAMTIME, stream=STREAM, group=GROUP),
+                pipeline, Live(url, beamtime=BEAMTIME, stream=STREAM, group=GROUP, reconnect_timeout=RECONNECT_TIMEOUT_S),
                 on=Processes(self._plan.n_workers, prefetch=_PREFETCH, stop_within_s=_STOP_WITHIN_S),
                 on_view=self._take_views, view_every_s=1.0,
             )
@@ -250,12 +294,27 @@ class _Demo:
             self._running.stop()
 
     def _look_at_children(self) -> None:
+        death = self._service_death()
+        if death is not None:
+            raise death
         for child in self._children:
             child.look()
-        if self._service is not None and not self._service.running:
-            raise FirstlightError(
-                f"the service ended before its time; its log ends with:\n{self._service.log()[-2000:]}"
-            )
+
+    def _service_death(self, within_s: float = 0.0) -> FirstlightError | None:
+        """What to say of the service if it is not there any more, or will not be in a moment; None if it is."""
+        service = self._service
+        if self._death is not None or service is None:
+            return self._death
+        deadline = time.monotonic() + within_s
+        while service.running:
+            if time.monotonic() >= deadline:
+                return None
+            time.sleep(_LOOK_AGAIN_S)
+        log = self._output.log("service")
+        with contextlib.suppress(OSError):  # its death matters more
+            log.write_text(service.log())
+        self._death = FirstlightError(f"the service {how_it_ended(service.exit_code, log)}")
+        return self._death
 
     def _show(self, phase: Phase, text: str) -> None:
         self._look_around()
@@ -295,6 +354,7 @@ class _Demo:
             status = self._client.status()
             self._usage["memory_used"] = sum(ring["used"] for ring in status["memory"])
             self._usage["disk_used"] = status["disk"]["bytes"]
+            self._stored = self._count_stored()
         self._looked_s = time.monotonic()
 
     # -- the end ----------------------------------------------------------------------------------------------------
@@ -318,9 +378,22 @@ class _Demo:
         self._output.note(summary.as_dict())
         return summary
 
+    def cut_short(self, error: str, state: State) -> Summary:
+        """The summary when it is over before its time, and everything has ended; written as far as that is possible."""
+        found = self._summary()
+        # What the parts said last is not of the same moment: numbers that differ mean nothing.
+        found = dataclasses.replace(found, state=state, error=error, doubts=[], lost=max(found.lost, 0))
+        with contextlib.suppress(FirstlightError):  # the disk may be what failed
+            if found.results:
+                self._output.write_table(table_of(self._statistics))
+            found.files.extend(map(str, [*self._output.files(), *self._output.logs()]))
+            self._output.note(found.as_dict())
+        return found
+
     def _await(self, child: Child, fact: str, text: str) -> None:
         deadline = time.monotonic() + _CLOSE_WITHIN_S
-        while fact not in child.look() and not child.done:
+        while fact not in child.facts and not child.done:
+            self._look_at_children()
             if time.monotonic() > deadline:
                 raise FirstlightError(
                     f"the {child.name} process did not come to its end within {_CLOSE_WITHIN_S:.0f} s"

@@ -9,12 +9,13 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from firstlight.errors import FirstlightError
 from firstlight.testing.demo._analysis import CrystalStatistics
 from firstlight.testing.demo._plan import Plan
 
-__all__ = ["State", "Summary", "Truth", "facts_of", "judge", "latency_of", "table_of", "truth_of"]
+__all__ = ["DemoError", "State", "Summary", "Truth", "facts_of", "judge", "latency_of", "table_of", "truth_of"]
 
-State: TypeAlias = Literal["finished", "interrupted"]
+State: TypeAlias = Literal["finished", "interrupted", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class Summary:
     Parameters
     ----------
     state
-        ``interrupted`` if somebody stopped it.
+        ``interrupted`` if somebody stopped it, ``failed`` if a part of it did; the numbers are those until then.
     frames
         Sent by the detector.
     received, stored, results, written
@@ -77,6 +78,8 @@ class Summary:
         What the parts had to say.
     files
         What was written.
+    error
+        Why it failed; None if it did not.
     """
 
     state: State
@@ -98,10 +101,25 @@ class Summary:
     doubts: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
+    error: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """As it is written."""
         return asdict(self)
+
+
+class DemoError(FirstlightError):
+    """A demonstration failed; `summary` tells what there was until then.
+
+    Parameters
+    ----------
+    text
+        What failed, and where its log is.
+    """
+
+    def __init__(self, text: str, summary: Summary) -> None:
+        super().__init__(text)
+        self.summary = summary
 
 
 def latency_of(statistics: CrystalStatistics) -> dict[str, float | None]:
