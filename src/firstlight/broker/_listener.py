@@ -23,6 +23,8 @@ _KEEP_ALIVE_S = 60
 _HEAD_WITHIN_S = 20.0
 _MAX_HEAD_BYTES = 64 << 10
 _MAX_CONNECTIONS = 2000
+#: Requests that a client may send before it reads the answers.
+_MAX_AHEAD = 32
 
 
 class HttpListener:
@@ -120,7 +122,13 @@ class _Guarded(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._stop_timer()
         self._in_head = False
+        if self.transport.is_closing():
+            return  # the rest of what was read at once
         super().on_headers_complete()
+        if len(self.pipeline) > _MAX_AHEAD:
+            # Each answer would let in as many more as fit into one read: a gigabyte of them, from one client.
+            self._close()
+            self.pipeline.clear()
 
     def on_message_complete(self) -> None:
         self._in_head, self._head_bytes = True, 0
