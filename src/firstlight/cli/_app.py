@@ -19,6 +19,8 @@ from firstlight.cli import (
     _inspect,
     _ls,
     _produce,
+    _record,
+    _replay,
     _serve,
     _simulate,
     _status,
@@ -71,6 +73,8 @@ def _register() -> None:
     app.command("consume")(_consume.consume)
     app.command("cursor")(_cursor.cursor)
     app.command("delete")(_delete.delete)
+    app.command("record")(_record.record)
+    app.command("replay")(_replay.replay)
     app.command("inspect")(_inspect.inspect)
     app.add_typer(_connect.app, name="connect")
     app.add_typer(_simulate.app, name="simulate")

@@ -1,4 +1,4 @@
-"""``firstlight inspect``: what is in segment files, journals and data directories, without a service."""
+"""``firstlight inspect``: what is in segment files, recordings, journals and data directories, without a service."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from firstlight.cli._options import Json
-from firstlight.cli._output import age, columns, number, print_json, progress, short, size
+from firstlight.cli._output import age, columns, duration, number, print_json, progress, short, size
 from firstlight.errors import FirstlightError
 
 if TYPE_CHECKING:
@@ -20,11 +20,13 @@ __all__ = ["inspect"]
 
 _JOURNAL = b"FLJRNL"
 _SEGMENT = b"FLSEGM"
+_RECORDING = b"FLRECO"
 
 
 def inspect(
     paths: Annotated[
-        list[Path], typer.Argument(metavar="FILE|DIR...", help="Segment files, journals, or data directories.")
+        list[Path],
+        typer.Argument(metavar="FILE|DIR...", help="Segment files, recordings, journals, or data directories."),
     ],
     verify: Annotated[
         bool,
@@ -61,7 +63,9 @@ def _look(path: Path, verify: bool) -> dict[str, Any]:
         return _journal(path)
     if magic == _SEGMENT:
         return _segment(path, verify)
-    text = f"neither a segment file nor a journal: it begins with {magic!r}"
+    if magic == _RECORDING:
+        return _recording(path, verify)
+    text = f"neither a segment file nor a journal nor a recording: it begins with {magic!r}"
     return {"path": str(path), "kind": "unknown", "problems": [text]}
 
 
@@ -107,6 +111,57 @@ def _verified(path: Path, entry: Any) -> Iterator[str]:
                 message.array  # noqa: B018  decoding is the test
         except DataError as error:
             yield f"{path} at byte {entry.offset}: {error}"
+
+
+# -- recordings -----------------------------------------------------------------------------------------------------
+
+
+def _recording(path: Path, verify: bool) -> dict[str, Any]:
+    from firstlight.errors import StorageError
+    from firstlight.storage import RecordingFile
+
+    report: dict[str, Any] = {"path": str(path), "kind": "recording", "problems": []}
+    try:
+        with RecordingFile(path) as recording:
+            report |= {"created_ns": recording.created_ns, "size": recording.size, "closed": recording.closed}
+            report["streams"] = [_recorded(stream) for stream in recording.streams.values()]
+            if recording.problem:
+                report["problems"].append(recording.problem)
+            with progress(path.name, recording.size, in_bytes=True) as step:
+                report["problems"] += recording.verify(step)
+                if verify:
+                    report["problems"] += _decoded(path, recording)
+    except StorageError as error:
+        report["problems"].append(error.text)
+    return report
+
+
+def _recorded(stream: Any) -> dict[str, Any]:
+    end = stream.end
+    return {
+        "stream": str(stream.id),
+        "messages": stream.n_messages,
+        "bytes": stream.n_bytes,
+        "header": stream.meta is not None,
+        "state": "open" if end is None else f"aborted: {end.reason}" if end.state == "aborted" else end.state,
+        "next_stream": None if end is None else end.next_stream,
+        "lost": 0 if end is None else end.n_lost,
+        "first_ns": stream.first_ns,
+        "last_ns": stream.last_ns,
+    }
+
+
+def _decoded(path: Path, recording: Any) -> Iterator[str]:
+    """What is wrong with messages whose bytes are as they came."""
+    from firstlight.errors import CorruptError
+    from firstlight.storage import SegmentEntry
+
+    for offset, stream_no in {int(row["offset"]): int(row["stream_no"]) for row in recording.rows}.items():
+        try:
+            batch = recording.batch_at(offset)
+        except CorruptError:
+            continue  # told already
+        yield from _verified(path, SegmentEntry(offset, batch, recording.streams[stream_no].id))
 
 
 # -- the journal ----------------------------------------------------------------------------------------------------
@@ -177,7 +232,12 @@ def _stream(state: Any) -> dict[str, Any]:
 
 
 def _lines(report: dict[str, Any]) -> Iterator[str]:
-    details = {"segment": _segment_lines, "journal": _journal_lines, "data directory": _directory_lines}
+    details = {
+        "segment": _segment_lines,
+        "recording": _recording_lines,
+        "journal": _journal_lines,
+        "data directory": _directory_lines,
+    }
     yield f"{report['path']}: {report['kind']}"
     if "size" in report:
         yield from details[report["kind"]](report)
@@ -197,6 +257,20 @@ def _segment_lines(report: dict[str, Any]) -> Iterator[str]:
         (short(s["stream"]), number(s["batches"]), number(s["messages"]), size(s["bytes"])) for s in report["streams"]
     ]
     yield columns([("stream", "batches", "messages", "size"), *rows], right=(1, 2, 3), indent="  ")
+
+
+def _recording_lines(report: dict[str, Any]) -> Iterator[str]:
+    yield f"  made {age(report['created_ns'])}, {size(report['size'])}, {len(report['streams'])} streams"
+    rows = [
+        (
+            short(s["stream"]), number(s["messages"]), size(s["bytes"]), s["lost"] or "",
+            duration((s["last_ns"] - s["first_ns"]) / 1e9), s["state"],
+        )
+        for s in report["streams"]
+    ]  # fmt: skip
+    if rows:
+        head = ("stream", "messages", "size", "lost", "lasts", "state")
+        yield columns([head, *rows], right=(1, 2, 3, 4), indent="  ")
 
 
 def _journal_lines(report: dict[str, Any]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""``firstlight run``: a pipeline from a module or a file, on a stream or on segment files."""
+"""``firstlight run``: a pipeline from a module or a file, on a stream, a recording or segment files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,12 @@ def run(
     ] = None,
     segments: Annotated[
         Path | None,
-        typer.Option("--segments", metavar="PATH", help="Read segment files in this folder, without a service."),
+        typer.Option(
+            "--from",
+            "--segments",
+            metavar="PATH",
+            help="Read a recording, or the segment files in a folder, without a service.",
+        ),
     ] = None,
     workers: Annotated[
         int, typer.Option("--workers", "-w", min=0, help="Worker processes; 0 runs in this process, for the debugger.")
@@ -154,14 +159,17 @@ def _source(
 ) -> Source:  # fmt: skip
     from firstlight.client import DEFAULT_URL
     from firstlight.model import DEFAULT_BEAMTIME
-    from firstlight.pipeline import Live, Segments
+    from firstlight.pipeline import Live, Recording, Segments
+    from firstlight.storage import is_recording
 
     if segments is not None:
         if group is not None:
-            raise ConfigurationError("--group continues a run on a service; with --segments there is none")
+            raise ConfigurationError("--group continues a run on a service; with --from there is none")
+        if is_recording(segments):
+            return Recording(segments, stream=stream, beamtime=beamtime)
         return Segments(segments, stream=stream, beamtime=beamtime)
     if stream is None:
-        raise ConfigurationError("say which stream: --stream NAME, or --segments PATH for files")
+        raise ConfigurationError("say which stream: --stream NAME, or --from PATH for files")
     return Live(url or DEFAULT_URL, beamtime=beamtime or DEFAULT_BEAMTIME, stream=stream, group=group, timeout=timeout)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from firstlight.client._async import AsyncClient, AsyncConsumer, AsyncProducer
 from firstlight.client._client import Client, Consumer, Producer
 from firstlight.client._connect import DEFAULT_PORT, DEFAULT_URL
+from firstlight.client._verbatim import batch_of, send_rows
 
 __all__ = [
     "DEFAULT_PORT",
@@ -15,4 +16,6 @@ __all__ = [
     "Client",
     "Consumer",
     "Producer",
+    "batch_of",
+    "send_rows",
 ]

@@ -31,9 +31,11 @@ from firstlight.pipeline._inline import Inline
 from firstlight.pipeline._live import Live
 from firstlight.pipeline._pipeline import Pipeline, Reducer, Worker
 from firstlight.pipeline._processes import Processes
+from firstlight.pipeline._recorder import Recorded, Recorder
 from firstlight.pipeline._recording import Recording
 from firstlight.pipeline._records import Record, UserError, from_message
 from firstlight.pipeline._reduction import EventError, Stats
+from firstlight.pipeline._replay import Due, Replayed, replay
 from firstlight.pipeline._run import Executor, OnView, Run, State
 from firstlight.pipeline._segments import Segments
 from firstlight.pipeline._sources import Arrival, Ended, Items, OpenSource, Source, Tidings
@@ -51,6 +53,7 @@ __all__ = [
     "Dispatch",
     "Drop",
     "Dropped",
+    "Due",
     "Ended",
     "Event",
     "EventError",
@@ -70,8 +73,11 @@ __all__ = [
     "Processes",
     "Ready",
     "Record",
+    "Recorded",
+    "Recorder",
     "Recording",
     "Reducer",
+    "Replayed",
     "Rows",
     "Run",
     "Scalar",
@@ -88,6 +94,7 @@ __all__ = [
     "View",
     "Worker",
     "from_message",
+    "replay",
     "run",
 ]
 
