@@ -13,7 +13,10 @@ from __future__ import annotations
 
 from firstlight.model import Axis, Event, Image, Line, MessageRow, Scalar, Table, Temporality, Text, View
 from firstlight.pipeline._align import Align, Aligner, ByIndex
+from firstlight.pipeline._align_key import ByKey
+from firstlight.pipeline._align_map import ByTriggerMap
 from firstlight.pipeline._align_numbers import Rows
+from firstlight.pipeline._align_time import ByTimestamp
 from firstlight.pipeline._align_values import (
     Action,
     Again,
@@ -49,6 +52,9 @@ __all__ = [
     "Assignment",
     "Axis",
     "ByIndex",
+    "ByKey",
+    "ByTimestamp",
+    "ByTriggerMap",
     "Descriptor",
     "Dispatch",
     "Drop",

@@ -196,8 +196,8 @@ class NumberAligner(Forming):
             return [Unmatched(name, message.id)]
         return [action for found in numbered for action in self._take(name, found)]
 
-    def _take(self, name: str, message: Numbered) -> list[Action]:
-        """The triggers of a message are known by number."""
+    def _take(self, name: str, message: Numbered, row: int = 0) -> list[Action]:
+        """The triggers of a message are known by number; `row` is the first of them."""
         if name not in self._spans:
             return self._present(name, message.first)
         last = message.first + message.n - 1
@@ -206,7 +206,7 @@ class NumberAligner(Forming):
             Again(name, index) for a, b in have.within(message.first, last) for index in range(a, b + 1)
         ]
         for a, b in have.missing_within(message.first, last):
-            self._spans[name].add(a, b, message.id, a - message.first)
+            self._spans[name].add(a, b, message.id, row + a - message.first)
             for index in range(a, b + 1):
                 settled = index in self._settled
                 actions += self._present(name, index)

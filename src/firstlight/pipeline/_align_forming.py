@@ -107,14 +107,17 @@ class Forming:
 
     def _lacking(self, name: str, index: int, wanted: tuple[str, ...], absent: list[str]) -> list[Action]:
         if len(absent) == len(wanted) - 1:
-            self.n_begun += 1
-            if self._deadlines is not None:
-                self._deadlines.begin(index)
+            self._begin_event(index)
         if self._calm:
             return []
         if index in self._expired:
             return [Late(name, index)]
         return self._look_at(index, wanted, absent)
+
+    def _begin_event(self, index: int) -> None:
+        self.n_begun += 1
+        if self._deadlines is not None:
+            self._deadlines.begin(index)
 
     def _look_at(self, index: int, wanted: tuple[str, ...], absent: Sequence[str]) -> list[Action]:
         """What becomes of an event that lacks something, now."""

@@ -1,0 +1,250 @@
+"""Alignment by a trigger map: a list that says for every event which inputs take part.
+
+The n-th event in which an input has a message takes the message with the id n: a message that is lost leaves a hole where
+it was, and shifts nothing.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any, Literal, TypeAlias
+
+from firstlight.errors import ConfigurationError
+from firstlight.model import Dataset, Message, Ranges
+from firstlight.pipeline._align import Aligner, NumberAligner, check_inputs, check_packed
+from firstlight.pipeline._align_forming import Place, check_policy
+from firstlight.pipeline._align_numbers import Counting, Numbered, Rows
+from firstlight.pipeline._align_values import Action, Again, Descriptor, Unmatched, WhenIncomplete
+
+__all__ = ["ByTriggerMap", "Takes", "TriggerMap"]
+
+#: True: takes part. None: has no message. ``discard``: has a message, which is thrown away.
+Takes: TypeAlias = Literal[True, "discard"] | None
+
+
+@dataclass(frozen=True, slots=True)
+class ByTriggerMap:
+    """Which inputs take part in an event stands in a map, known before the scan.
+
+    Parameters
+    ----------
+    map
+        For each input a list with one entry per event: True if it takes part, None if it has no message, ``"discard"`` if
+        it has one that is to be thrown away. Scans that repeat are written as parts and their order:
+        ``{"parts": {name: map}, "sequence": [names]}``; an input that a part does not name has no messages in it.
+    incomplete, packed
+        As of `ByIndex`.
+
+    Raises
+    ------
+    ConfigurationError
+        If lists are of different lengths, an entry is none of those above, or the sequence names a part that there is
+        not. The text names part, input and event.
+
+    Examples
+    --------
+    Every third frame is a dark one, and the thermometer is read once in three frames:
+
+    >>> align = ByTriggerMap({
+    ...     "parts": {"point": {"eiger": [True, True, "discard"], "thermometer": [True, None, None]}},
+    ...     "sequence": ["point"] * 100,
+    ... })
+    >>> len(align.compiled)
+    300
+    """
+
+    map: Mapping[str, Any]
+    incomplete: WhenIncomplete = field(default="wait", kw_only=True)
+    packed: Mapping[str, Rows] = field(default_factory=dict, kw_only=True)
+    compiled: TriggerMap = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_policy(self.incomplete)
+        check_packed(self.packed)
+        object.__setattr__(self, "compiled", TriggerMap(self.map))
+
+    @property
+    def by_id(self) -> bool:
+        """Events are counted by the map."""
+        return False
+
+    @property
+    def looks_inside(self) -> bool:
+        """Only messages that hold several triggers."""
+        return bool(self.packed)
+
+    def aligner(self, inputs: Sequence[str]) -> Aligner:
+        """A new state, for inputs of these names."""
+        check_inputs("packed of ByTriggerMap", self.packed, inputs)
+        check_inputs("the trigger map", self.compiled.inputs, inputs)
+        for name in inputs:
+            if name not in self.compiled.inputs:
+                raise ConfigurationError(
+                    f"the trigger map does not name input {name!r}; it names {', '.join(self.compiled.inputs)}"
+                )
+        return _MapAligner(inputs, self.incomplete, self.packed, self.compiled)
+
+    def describe(self, name: str, message: Message | Dataset) -> Descriptor:
+        """The id, and what the message says about its triggers."""
+        rows = self.packed.get(name)
+        return Descriptor(message.id) if rows is None else rows.describe(message)
+
+
+class TriggerMap:
+    """A map, compiled: in memory it is as large as its parts and its sequence, not as the scan."""
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        parts, sequence = _parts_of(given)
+        compiled = {name: _Part(name, part) for name, part in parts.items()}
+        self.inputs = tuple(dict.fromkeys(name for part in compiled.values() for name in part.takes))
+        for at, name in enumerate(sequence, start=1):
+            if not isinstance(name, str) or name not in compiled:
+                raise ConfigurationError(
+                    f"the sequence of the trigger map names part {name!r} at place {at}; the parts: {', '.join(compiled)}"
+                )
+        self._sequence = [compiled[name] for name in sequence]
+        #: Events before each part of the sequence, and messages of each input before it.
+        self._starts = [0, *accumulate(part.n_events for part in self._sequence)]
+        self._counts = {
+            name: [0, *accumulate(part.n_messages(name) for part in self._sequence)] for name in self.inputs
+        }
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def wanted(self, index: int) -> tuple[str, ...]:
+        """The inputs that take part in event `index`."""
+        part, offset, _ = self._find(index)
+        return part.wanted[offset]
+
+    def entry(self, name: str, index: int) -> Takes:
+        """What the input `name` does in event `index`."""
+        part, offset, _ = self._find(index)
+        return part.takes[name][offset] if name in part.takes else None
+
+    def event_of(self, name: str, number: int) -> int | None:
+        """The event that has the input's trigger `number`; None if that is beyond the map."""
+        counts = self._counts[name]
+        at = bisect_left(counts, number) - 1
+        if number < 1 or at >= len(self._sequence):
+            return None
+        return self._starts[at] + self._sequence[at].events[name][number - counts[at] - 1] + 1
+
+    def number_of(self, name: str, index: int) -> int:
+        """The number of the input's trigger in event `index`, in which it has one."""
+        part, offset, at = self._find(index)
+        return self._counts[name][at] + bisect_right(part.events[name], offset)
+
+    def _find(self, index: int) -> tuple[_Part, int, int]:
+        at = bisect_left(self._starts, index) - 1
+        return self._sequence[at], index - self._starts[at] - 1, at
+
+
+class _Part:
+    """One part of a map."""
+
+    def __init__(self, name: str, given: Any) -> None:
+        where = f"part {name!r} of the trigger map" if name else "the trigger map"
+        self.takes = _checked(where, given)
+        self.n_events = len(next(iter(self.takes.values())))
+        self.wanted = [
+            tuple(stream for stream, entries in self.takes.items() if entries[at] is True)
+            for at in range(self.n_events)
+        ]
+        self.events = {
+            stream: [at for at, entry in enumerate(entries) if entry is not None]
+            for stream, entries in self.takes.items()
+        }
+
+    def n_messages(self, name: str) -> int:
+        return len(self.events.get(name, ()))
+
+
+def _parts_of(given: Any) -> tuple[Mapping[str, Any], Sequence[Any]]:
+    if not isinstance(given, Mapping):
+        raise ConfigurationError(f"a trigger map is a mapping from inputs to lists, not {type(given).__name__}")
+    if set(given) != {"parts", "sequence"}:
+        return {"": given}, [""]
+    parts, sequence = given["parts"], given["sequence"]
+    if not isinstance(parts, Mapping) or isinstance(sequence, str) or not isinstance(sequence, Sequence):
+        raise ConfigurationError("a trigger map in parts is {'parts': {name: map}, 'sequence': [names of parts]}")
+    return parts, sequence
+
+
+def _checked(where: str, given: Any) -> dict[str, Sequence[Takes]]:
+    if not isinstance(given, Mapping) or not given:
+        raise ConfigurationError(f"{where} has no inputs; write {{input: [True, None, ...]}}")
+    first = next(iter(given))
+    for stream, entries in given.items():
+        if isinstance(entries, str) or not isinstance(entries, Sequence):
+            raise ConfigurationError(
+                f"{where}: input {stream!r} has a {type(entries).__name__}, not a list of its events"
+            )
+        if len(entries) != len(given[first]):
+            raise ConfigurationError(
+                f"{where}: input {stream!r} has {len(entries)} events, input {first!r} has {len(given[first])}"
+            )
+        for at, entry in enumerate(entries, start=1):
+            if entry is not None and entry is not True and entry != "discard":
+                raise ConfigurationError(
+                    f"{where}: input {stream!r} at event {at} is {entry!r}; it can be True, None or 'discard'"
+                )
+    return dict(given)
+
+
+class _MapAligner(NumberAligner):
+    """The state of `ByTriggerMap`."""
+
+    _uniform = False
+
+    def __init__(
+        self, inputs: Sequence[str], incomplete: WhenIncomplete, packed: Mapping[str, Rows], trigger_map: TriggerMap
+    ) -> None:
+        super().__init__(inputs, incomplete, {name: Counting() for name in packed}, packed=tuple(packed))
+        self._map = trigger_map
+        self._thrown_away = {name: Ranges() for name in inputs}
+
+    def _wanted(self, index: int) -> tuple[str, ...]:
+        return self._map.wanted(index)
+
+    def _place(self, name: str, index: int) -> Place:
+        if name in self._spans:
+            return super()._place(name, index)
+        return Place(self._map.number_of(name, index))
+
+    def _take(self, name: str, message: Numbered, row: int = 0) -> list[Action]:
+        actions: list[Action] = []
+        for at in range(message.n):
+            index = self._map.event_of(name, message.first + at)
+            if index is None:
+                actions.append(Unmatched(name, message.id))
+            elif self._map.entry(name, index) == "discard":
+                actions += self._throw_away(name, index)
+            elif name in self._spans:
+                actions += super()._take(name, Numbered(message.id, index, 1), row + at)
+            else:
+                actions += self._present(name, index)
+        return actions
+
+    def _throw_away(self, name: str, index: int) -> list[Action]:
+        thrown_away = self._thrown_away[name]
+        if index in thrown_away:
+            return [Again(name, index)]
+        thrown_away.add(index, index)
+        return []
+
+    def missing(self) -> dict[str, Ranges]:
+        """For each input the events of the map that should have had something of it."""
+        missing = {name: Ranges() for name in self._inputs}
+        for index in range(1, len(self._map) + 1):
+            for name in self._inputs:
+                if (
+                    self._map.entry(name, index) is not None
+                    and index not in self._have[name]
+                    and index not in self._thrown_away[name]
+                ):
+                    missing[name].add(index, index)
+        return missing
