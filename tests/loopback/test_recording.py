@@ -267,6 +267,26 @@ def test_messages_that_are_gone_are_counted(tmp_path: Path) -> None:
     assert len(running.reducer.indices) == one.n_messages
 
 
+def test_a_recording_goes_on_when_the_service_was_killed(tmp_path: Path) -> None:
+    path = tmp_path / "through.flrec"
+    with RunningService(memory="64MiB") as service:
+        thread = threading.Thread(target=lambda: record(service.url, path, "eiger/through", timeout=_WITHIN_S))
+        thread.start()
+        with Client(service.url) as client:
+            with client.produce("eiger", beamtime=BEAMTIME, stream="through", ack="synced") as out:
+                for n in range(1, 41):
+                    out.send(frame(n), id=n, meta={"shutter": "open"})
+                    if n == 20:
+                        out.flush()
+                        until(lambda: path.exists() and sum(map(len, recorded(path).values())) >= 10)
+                        service.kill()
+                        service.restart()
+            thread.join(_WITHIN_S)
+            assert not thread.is_alive()
+            there, _ = everything(client, "eiger", "through")
+            assert len(there) == 40 and recorded(path) == {StreamId(BEAMTIME, "eiger", "through"): there}
+
+
 # -- replay -----------------------------------------------------------------------------------------------------------
 
 

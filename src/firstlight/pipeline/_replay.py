@@ -25,6 +25,8 @@ from firstlight.storage import EndEntry, RecordedStream, RecordingFile
 
 __all__ = ["Due", "Replayed", "replay"]
 
+_OPEN_AHEAD_S = 0.2
+
 
 class Due(NamedTuple):
     """Messages side by side in one batch, whose time has come."""
@@ -53,7 +55,7 @@ class Replayed:
     n_duplicates
         Of these the service had before, identical.
     late_s
-        By how much messages were handed over after they were due.
+        By how much messages were handed over after they were due; empty without a speed.
     stopped
         Before everything was sent; the streams that were not ended then are open.
     problem
@@ -123,10 +125,15 @@ def replay(
     with RecordingFile(path) as file, ExitStack() as stack:
         sending = _Sending(client, file, _targets(file, beamtime, suffix), stack)
         for due in _dues(file, sending.targets, one_by_one=one_by_one):
+            # Opening a stream takes some ms, which must not make its first message late.
+            early_s = pace.left_s(due.at_ns) - _OPEN_AHEAD_S if sending.begun else 0.0
+            if not stop.wait(max(early_s, 0.0)):
+                sending.prepare(due)
             if stop.wait(max(pace.left_s(due.at_ns), 0.0)) or not go_on(due):
                 sending.done.stopped = True
                 break
-            sending.done.late_s.record(max(-pace.left_s(due.at_ns), 0.0))
+            if speed is not None:
+                sending.done.late_s.record(max(-pace.left_s(due.at_ns), 0.0))
             sending.send(due, flush=one_by_one)
         sending.finish()
         return sending.done
@@ -193,9 +200,15 @@ class _Sending:
         self._outlets: dict[int, _Outlet] = {}
         self._left = {number: stream.n_messages for number, stream in file.streams.items() if stream.n_messages}
         self._metas: set[tuple[str, str]] = set()
+        self.begun = False
         for number in targets:
             if number not in self._left:  # no messages, but somebody waits for its end
                 self._end(number, self._outlet(number))
+
+    def prepare(self, due: Due) -> None:
+        """Open the stream, if that was not done."""
+        self.begun = True
+        self._outlet(due.stream_no)
 
     def send(self, due: Due, *, flush: bool) -> None:
         outlet = self._outlet(due.stream_no)

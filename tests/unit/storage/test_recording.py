@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import resource
+import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +20,7 @@ import pytest
 from firstlight.errors import ConfigurationError, CorruptError, DiskFullError, FirstlightError, StorageError
 from firstlight.model import Batch
 from firstlight.storage import EndEntry, RecordingFile, RecordingWriter, is_recording
-from firstlight.storage._recording_format import BLOCK
+from firstlight.storage._recording_format import BLOCK, ROW_DTYPE, VERSION, EntryKind
 from unit.storage.batches import MOTOR, SCAN, batch_bytes, blob_of
 
 HEADER = {"entry": {"title": {"()": "lysozyme"}}}
@@ -241,3 +246,45 @@ def test_an_index_that_points_elsewhere_is_noticed(path: Path) -> None:
         file.batch_at(BLOCK)
     with RecordingFile(path) as file, pytest.raises(CorruptError, match="cut off"):
         file.batch_at(1 << 62)
+
+
+# -- docs/reference/recording-format.md -------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "reference" / "recording-format.md").read_text(encoding="utf-8")
+
+
+def test_the_program_on_the_page_reads_the_file(path: Path, tmp_path: Path) -> None:
+    write(path)
+    (text,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    imported = {
+        alias.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import) for alias in node.names
+    }
+    assert imported <= sys.stdlib_module_names and "from" not in text.split("def ")[0]
+    program = tmp_path / "reader.py"
+    program.write_text(text)
+    for cut in (0, 64, 200):
+        os.truncate(path, path.stat().st_size - cut)
+        done = subprocess.run(
+            [sys.executable, str(program), str(path)], capture_output=True, text=True, timeout=60, check=True
+        )
+        lines = done.stdout.splitlines()
+        assert lines[0] == "1 1 {'beamtime': '11016754', 'source': 'eiger', 'stream': 'scan_0042', 'created_ns': 5}"
+        assert len(lines) == 10 and lines[7] == "3 1 [(5, 0, 105, {'n': 5})]"
+
+
+def test_the_tables_of_the_page_are_those_of_the_code() -> None:
+    widths = {"u64": 8, "i64": 8, "u32": 4, "u16": 2}
+    listed = {
+        (name, int(at), widths[kind])
+        for at, kind, name in re.findall(r"^\| (\d+) \| ([ui]\d\d) \| (\w+) \|", PAGE, re.M)
+    }
+    assert ROW_DTYPE.fields is not None
+    row = {(name, at, kind.itemsize) for name, (kind, at) in ROW_DTYPE.fields.items() if name != "zero"}
+    assert row <= listed and f"rows of {ROW_DTYPE.itemsize} bytes" in PAGE
+    data = struct.pack("<4sIQQQIIqIIII", b"FLRE", 1, 0, 3, 2, 7, 0, 9, 11, 12, 0, 0)
+    at = {name: place for name, place, _ in listed}
+    for name, value in {"kind": 1, "size": 3, "head_size": 2, "recorded_ns": 9, "head_crc": 11, "body_crc": 12}.items():
+        place = {"kind": 4}.get(name, at[name])
+        assert data[place] == value, name
+    kinds = {int(kind) for kind in re.findall(r"^\| (\d) \| [A-Z]", PAGE, re.M)}
+    assert kinds == {int(kind) for kind in EntryKind} and f"| version | {VERSION}." in PAGE
