@@ -31,10 +31,10 @@ _WILD = frozenset("*?[")
 
 @dataclass
 class Recorded:
-    """What became of one stream: ``state`` is begun, finished, aborted or open."""
+    """What became of one stream: ``state`` is waiting, begun, finished, aborted or open."""
 
     id: StreamId
-    state: str = "begun"
+    state: str = "waiting"
     n_messages: int = 0
     n_bytes: int = 0
     n_lost: int = 0
@@ -186,6 +186,7 @@ class Recorder:
 
     def _record(self, info: StreamInfo) -> None:
         lane = self.streams[StreamId(info.beamtime, info.source, info.stream)]
+        lane.state = "begun"
         self._on_change(lane)
         _Lane(self._client, self._out, lane, self._stopping, self._heard).record(info)
         self._on_change(lane)
@@ -215,7 +216,7 @@ class _Lane:
         with self._consumer() as consumer:
             end = self._follow(consumer)
             self.lane.n_lost = consumer.lost
-        if info.parts != 1:
+        if info.parts != 1 and end.state != "open":  # who stopped it does not want what is left
             self._record_incomplete()
         self._note_meta()
         self.out.end(self.number, EndEntry(end.state, end.reason, end.next_stream, self.lane.n_lost))

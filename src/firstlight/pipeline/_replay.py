@@ -160,12 +160,13 @@ def _dues(file: RecordingFile, targets: dict[int, StreamId], *, one_by_one: bool
     for line in file.rows:
         row, n, number = int(line["row"]), int(line["n"]), int(line["stream_no"])
         if pending is not None and line["offset"] == offset and row == pending.row + pending.n:
+            file.batch_of(line)
             pending = pending._replace(n=pending.n + n)  # ids do not count up here, and still it is one batch
             continue
         if pending is not None:
             yield from _in_steps(pending, one_by_one=one_by_one)
         offset = int(line["offset"])
-        pending = Due(targets[number], file.batch_at(offset), row, n, int(line["stored_ns"]), number)
+        pending = Due(targets[number], file.batch_of(line), row, n, int(line["stored_ns"]), number)
     if pending is not None:
         yield from _in_steps(pending, one_by_one=one_by_one)
 

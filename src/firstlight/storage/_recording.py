@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firstlight.errors import ConfigurationError, CorruptError, DataError, StorageError
-from firstlight.model import Batch, StreamId
+from firstlight.model import MAX_MESSAGES, Batch, StreamId
 from firstlight.storage._files import storage_error
 from firstlight.storage._recording_format import (
     BLOCK,
@@ -122,8 +122,9 @@ class RecordingFile:
     ::
 
         with RecordingFile("scan.flrec") as recording:
-            for row in recording.rows:
-                batch = recording.batch_at(int(row["offset"]))
+            for line in recording.rows:
+                for row in recording.batch_of(line).rows(int(line["row"]), int(line["n"])):
+                    print(recording.streams[int(line["stream_no"])].id, row.id)
         print(recording.problem or "read to its end")
     """
 
@@ -179,6 +180,8 @@ class RecordingFile:
             batches = table[table["kind"] == EntryKind.BATCH]
             if unknown := set(np.unique(batches["stream_no"]).tolist()) - found.streams.keys():
                 raise DataError(f"its index has a stream {min(unknown)} that is not there")
+            if (batches["n"] > MAX_MESSAGES).any() or (batches["n"] == 0).any():
+                raise DataError("its index has batches that cannot be")
         except DataError as error:
             self.problem = f"the index of {self.path} is damaged ({error}); the file was searched instead"
             return None
@@ -270,6 +273,23 @@ class RecordingFile:
             if len(self._batches) >= _MAX_BATCHES_KNOWN:
                 self._batches.clear()
             self._batches[offset] = batch
+        return batch
+
+    def batch_of(self, line: np.void) -> Batch:
+        """The batch that one of `rows` tells of; it does have these messages.
+
+        Raises
+        ------
+        CorruptError
+            If there is no whole batch, or it has others.
+        """
+        offset, row, n = int(line["offset"]), int(line["row"]), int(line["n"])
+        batch = self.batch_at(offset)
+        if row + n > batch.n_messages or batch.row(row).id != line["first_id"] or batch.row(row).part != line["part"]:
+            raise CorruptError(
+                f"the index of {self.path} has messages at byte {offset} that are not there",
+                path=str(self.path), offset=offset,
+            )  # fmt: skip
         return batch
 
     def _verified(self, offset: int) -> Batch:

@@ -20,7 +20,15 @@ import pytest
 from firstlight.errors import ConfigurationError, CorruptError, DiskFullError, FirstlightError, StorageError
 from firstlight.model import Batch
 from firstlight.storage import EndEntry, RecordingFile, RecordingWriter, is_recording
-from firstlight.storage._recording_format import BLOCK, ROW_DTYPE, VERSION, EntryKind
+from firstlight.storage._recording_format import (
+    BLOCK,
+    ROW_DTYPE,
+    VERSION,
+    EntryKind,
+    entry_header,
+    read_entry_header,
+    read_trailer,
+)
 from unit.storage.batches import MOTOR, SCAN, batch_bytes, blob_of
 
 HEADER = {"entry": {"title": {"()": "lysozyme"}}}
@@ -54,7 +62,7 @@ def messages(file: RecordingFile) -> list[tuple[str, int, int, bytes, bytes]]:
     """``(source, id, part, meta, blob)`` of everything, as it arrived."""
     found = []
     for row in file.rows:
-        batch = file.batch_at(int(row["offset"]))
+        batch = file.batch_of(row)
         stream = file.streams[int(row["stream_no"])].id
         for one in batch.rows(int(row["row"]), int(row["n"])):
             found.append((stream.source, one.id, one.part, bytes(batch.meta(one)), bytes(batch.blob(one))))
@@ -236,6 +244,50 @@ def test_no_room_at_all_leaves_no_file(path: Path) -> None:
     with room(10), pytest.raises(DiskFullError):
         RecordingWriter(path)
     assert not path.exists()
+
+
+def forged(path: Path, **values: int) -> None:
+    """Change the first batch in the index, with right checksums."""
+    data = bytearray(path.read_bytes())
+    index_at = read_trailer(memoryview(data))
+    assert index_at is not None
+    entry = read_entry_header(memoryview(data), index_at)
+    table = np.frombuffer(data, ROW_DTYPE, entry.size // ROW_DTYPE.itemsize, entry.payload_at)
+    place = int(np.flatnonzero(table["kind"] == EntryKind.BATCH)[0])
+    for name, value in values.items():
+        table[name][place] = value
+    head = data[entry.payload_at : entry.payload_at + entry.size]
+    data[index_at : index_at + BLOCK] = entry_header(
+        index_at, EntryKind.INDEX, bytes(head), 0, entry.size, stream_no=0, recorded_ns=0
+    )
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"first_id": 9}, "messages at byte 448 that are not there"),
+        ({"n": 5}, "messages at byte 448 that are not there"),
+        ({"row": 4000}, "messages at byte 448 that are not there"),
+        ({"part": 3}, "messages at byte 448 that are not there"),
+        ({"offset": 64}, "at byte 64: the entry holds no messages"),
+        ({"offset": 1 << 63}, "cut off"),
+        ({"offset": 512}, "at byte 512: there is no entry"),
+    ],
+)
+def test_a_forged_index_is_noticed_when_messages_are_read(path: Path, values: dict[str, int], text: str) -> None:
+    write(path)
+    forged(path, **values)
+    with RecordingFile(path) as file, pytest.raises(CorruptError, match=text):
+        messages(file)
+
+
+@pytest.mark.parametrize("values", [{"n": 1 << 31}, {"n": 0}, {"stream_no": 77}])
+def test_an_index_that_cannot_be_is_not_used(path: Path, values: dict[str, int]) -> None:
+    write(path)
+    forged(path, **values)
+    with RecordingFile(path) as file:
+        assert f"the index of {path} is damaged" in file.problem and messages(file) == wanted()
 
 
 def test_an_index_that_points_elsewhere_is_noticed(path: Path) -> None:
