@@ -30,6 +30,12 @@ __all__ = [
 ]
 
 
+#: Triggers that one message may claim to hold: a bound against nonsense, for each of them becomes an event.
+_MAX_ROWS = 1_000_000
+#: Indices of events are ids of results.
+_MAX_NUMBER = (1 << 63) - 1
+
+
 @dataclass(frozen=True, slots=True)
 class Rows:
     """How a source packs several triggers into a message, one row each: as a PandABox does.
@@ -68,14 +74,14 @@ class Rows:
         return Descriptor(message.id, first.timestamp_ns, start, self._n_rows(first, meta))
 
     def _n_rows(self, message: Message, meta: Mapping[str, Any]) -> int:
-        given = value_at(meta, self.n) if self.n is not None else None
-        if given is not None:
-            return given if isinstance(given, int) and not isinstance(given, bool) else -1
-        try:
-            spec = message.spec
-        except DataError:
-            return -1
-        return spec.shape[0] if spec is not None and spec.shape else -1
+        n = value_at(meta, self.n) if self.n is not None else None
+        if n is None:
+            try:
+                spec = message.spec
+            except DataError:
+                return -1
+            n = spec.shape[0] if spec is not None and spec.shape else -1
+        return n if isinstance(n, int) and not isinstance(n, bool) and n <= _MAX_ROWS else -1
 
 
 def _first(message: Message | Dataset) -> Message:
@@ -108,7 +114,7 @@ def whole(value: Any, first: int) -> int | None:
     """A number from 1 on, where the source counts from `first` on; None if it is not one."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or value < first:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value - first < _MAX_NUMBER:
         return None
     return value - first + 1
 

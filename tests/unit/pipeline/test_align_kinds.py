@@ -150,7 +150,15 @@ def test_numbers_in_the_metadata_make_events() -> None:
     assert keyed(align, aligner, "orca", 9, {"frame": 1}) == []
     assert keyed(align, aligner, "sardana", 4, {"point": {"nb": 0.0}}) == [Ready(1, {"orca": 9, "sardana": 4})]
     assert keyed(align, aligner, "orca", 8, {"frame": 1}) == [Again("orca", 1)]
-    for useless in ({}, {"frame": 0}, {"frame": "3"}, {"frame": 1.5}, {"frame": True}):
+    for useless in (
+        {},
+        {"frame": 0},
+        {"frame": 1 << 63},
+        {"frame": 1e300},
+        {"frame": "3"},
+        {"frame": 1.5},
+        {"frame": True},
+    ):
         assert keyed(align, aligner, "orca", 5, useless) == [Unmatched("orca", 5)]
 
 
@@ -276,6 +284,11 @@ def test_rows_are_counted_from_the_metadata_or_the_shape() -> None:
     described = rows.describe(message({"pcap": {"rows": 4}, "first": 8}))
     assert (described.id, described.key, described.n_rows) == (7, 9, 4)
     assert Rows().describe(message({}, np.zeros((5, 2)))).n_rows == 5
-    for unclear in (message({}), message({}, np.array(3.0)), message({"pcap": {"rows": "x"}})):
+    for unclear in (
+        message({}),
+        message({}, np.array(3.0)),
+        message({"pcap": {"rows": "x"}}),
+        message({"pcap": {"rows": 10**9}}),
+    ):
         assert rows.describe(unclear).n_rows == -1
     assert ByIndex(packed={"panda": rows}).describe("eiger", message({})) == Descriptor(7)
