@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from firstlight.client import Client
-from firstlight.model import Ranges
+from firstlight.model import Ranges, StreamId
 from firstlight.pipeline import (
     Align,
     ByIndex,
@@ -25,12 +25,15 @@ from firstlight.pipeline import (
     Partial,
     Pipeline,
     Processes,
+    Recorder,
+    Recording,
     Rows,
     Run,
     Segments,
     Source,
     run,
 )
+from firstlight.storage import RecordingWriter
 from firstlight.testing._pipeline_contract import Collect
 from real_scans import DANMAX, danmax, danmax_point, nanomax, nanomax_point, publish
 
@@ -117,19 +120,21 @@ def test_a_lost_frame_and_a_lost_block_of_rows_shift_nothing(service: Any, on: E
 
 
 @pytest.mark.parametrize("on", [_HERE, _THERE], ids=["inline", "processes"])
-def test_files_give_the_same_events_without_the_service(service: Any, on: Executor) -> None:
+def test_files_give_the_same_events_without_the_service(service: Any, tmp_path: Path, on: Executor) -> None:
     stream = next(_NAMES)
     publish(service.url, stream, danmax(), lost=(("orca", 3),))
+    with Client(service.url) as client, RecordingWriter(tmp_path / "scan.flrec") as out:
+        Recorder(client, out, [StreamId("commissioning", name, stream) for name in DANMAX], timeout=_WITHIN_S).run()
     align = ByKey(_BY_FRAME, first=_FROM, packed={"panda": Rows()}, incomplete=Partial(0.0))
     online = finished(points(align), live(service.url, stream), _HERE)
     service.stop()
-    offline = finished(points(align), Segments(Path(service.data), stream=stream), on)
-    assert offline.stats.partial == Ranges([(3, 3)]) and offline.stats.complete == Ranges([(1, 2), (4, 11)])
-    assert sorted(offline.reducer.found) == list(range(1, 12))
-    assert "frame" not in offline.reducer.found[3] and offline.reducer.found[3]["point"] == 2
-    for index in offline.stats.complete:
-        for number in range(index[0], index[1] + 1):
-            check_point(number, offline.reducer.found[number])
+    for source in (Segments(Path(service.data), stream=stream), Recording(tmp_path / "scan.flrec")):
+        offline = finished(points(align), source, on)
+        assert offline.stats.partial == Ranges([(3, 3)]) and offline.stats.complete == Ranges([(1, 2), (4, 11)])
+        found = offline.reducer.found
+        assert sorted(found) == list(range(1, 12)) and "frame" not in found[3] and found[3]["point"] == 2
+        for index in found.keys() - {3}:
+            check_point(index, found[index])
     assert sorted(online.reducer.found) == list(range(1, 12))  # which were partial depends on when messages came
 
 
