@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +26,7 @@ from firstlight.client import Client
 from firstlight.pipeline import Event
 from recordings import recording
 
-__all__ = ["DANMAX", "Sent", "danmax", "danmax_point", "nanomax", "nanomax_point", "publish"]
+__all__ = ["DANMAX", "DarkSubtracted", "Sent", "danmax", "danmax_point", "nanomax", "nanomax_point", "publish"]
 
 DANMAX = ("orca", "panda", "sardana")
 _PCAP_TIME = "tango://b-v-danmax-csdb-0.maxiv.lu.se:10000/expchan/pcap_ctrl/10"
@@ -140,3 +143,24 @@ def nanomax_point(event: Event) -> tuple[float, float, NDArray[np.uint32]]:
     """Where, and how many counts in each channel."""
     where = event["contrast"].meta
     return where["sx"], where["sy"], event["xspress3"].array.sum(axis=1)
+
+
+@dataclass
+class DarkSubtracted:
+    """Keeps the dark frame that came last; kills its process at event `dies_at`, the first time."""
+
+    folder: str
+    dies_at: int = 0
+    darks: dict[int, int] = field(default_factory=dict)
+
+    def __call__(self, event: Event) -> list[int] | None:
+        counts = int(event["eiger"].array.sum())
+        if event["eiger"].meta["dark"]:
+            self.darks[event.index] = counts
+            return None
+        mark = Path(self.folder) / "died"
+        if event.index == self.dies_at and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        nearest = max(index for index in self.darks if index < event.index)
+        return [counts - self.darks[nearest], os.getpid()]

@@ -21,6 +21,7 @@ from firstlight.pipeline import (
     Drop,
     Executor,
     Inline,
+    Items,
     Live,
     Partial,
     Pipeline,
@@ -35,7 +36,7 @@ from firstlight.pipeline import (
 )
 from firstlight.storage import RecordingWriter
 from firstlight.testing._pipeline_contract import Collect
-from real_scans import DANMAX, danmax, danmax_point, nanomax, nanomax_point, publish
+from real_scans import DANMAX, DarkSubtracted, Sent, danmax, danmax_point, nanomax, nanomax_point, publish
 
 _WITHIN_S = 60.0
 _NAMES = (f"scan_{number:04d}" for number in itertools.count(1))
@@ -214,3 +215,32 @@ def test_a_repeated_trigger_is_listed(service: Any) -> None:
         check_point(index, point)
     assert sorted(running.reducer.found) == list(range(1, 12))
     assert running.stats.again == {"sardana": Ranges([(5, 5)])} and not running.stats.incomplete
+
+
+# -- for every worker -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("on", [_HERE, Processes(3, prefetch=1)], ids=["inline", "processes"])
+@pytest.mark.parametrize("taken_live", [False, True], ids=["memory", "live"])
+def test_dark_frames_reach_every_worker_also_one_that_starts_later(
+    service: Any, tmp_path: Path, taken_live: bool, on: Executor
+) -> None:
+    n = 60
+    darks = {1, 31}
+    frames = {i: np.full((2, 2), 1000 * (i > 30) + (0 if i in darks else i), np.uint16) for i in range(1, n + 1)}
+    messages = {i: (frame, {"dark": i in darks}) for i, frame in frames.items()}
+    worker = DarkSubtracted(str(tmp_path), dies_at=20 if on is not _HERE else 0)
+    align = ByTriggerMap({"eiger": ["broadcast" if i in darks else True for i in range(1, n + 1)]})
+    pipeline = Pipeline("dark", inputs=["eiger"], worker=worker, reducer=Collect, align=align)
+    source: Source = Items({"eiger": messages})
+    if taken_live:
+        stream = next(_NAMES)
+        publish(service.url, stream, {"eiger": [Sent(*messages[i]) for i in range(1, n + 1)]})
+        source = live(service.url, stream)
+    running = finished(pipeline, source, on)
+    found = running.reducer.found
+    stats = running.stats
+    # An event may be taken by a worker after a later dark frame: it asks for the one before itself.
+    assert {index: found[index][0] for index in found} == {i: 4 * i for i in range(1, n + 1) if i not in darks}
+    assert (stats.events, stats.results, stats.empty, stats.duplicates) == (n, n - 2, 2, 0) and stats.lag == 0
+    assert stats.workers_died == (on is not _HERE)

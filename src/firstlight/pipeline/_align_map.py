@@ -12,17 +12,22 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Literal, TypeAlias
 
+import msgspec
+
 from firstlight.errors import ConfigurationError
 from firstlight.model import Dataset, Message, Ranges
 from firstlight.pipeline._align import Aligner, NumberAligner, check_inputs, check_packed
 from firstlight.pipeline._align_forming import Place, check_policy
 from firstlight.pipeline._align_numbers import Counting, Numbered, Rows
-from firstlight.pipeline._align_values import Action, Again, Descriptor, Unmatched, WhenIncomplete
+from firstlight.pipeline._align_values import Action, Again, Descriptor, Ready, Unmatched, WhenIncomplete
 
 __all__ = ["ByTriggerMap", "Takes", "TriggerMap"]
 
-#: True: takes part. None: has no message. ``discard``: has a message, which is thrown away.
-Takes: TypeAlias = Literal[True, "discard"] | None
+#: True: takes part. ``broadcast``: takes part, in an event for every worker. None: has no message. ``discard``: has a
+#: message, which is thrown away.
+Takes: TypeAlias = Literal[True, "broadcast", "discard"] | None
+
+_TAKES_PART = (True, "broadcast")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +38,9 @@ class ByTriggerMap:
     ----------
     map
         For each input a list with one entry per event: True if it takes part, None if it has no message, ``"discard"`` if
-        it has one that is to be thrown away. Scans that repeat are written as parts and their order:
+        it has one that is to be thrown away. ``"broadcast"`` takes part, too, and the event goes to every worker, before
+        all events behind it, and to workers that start later: dark frames, headers. The reducer gets its result once.
+        Scans that repeat are written as parts and their order:
         ``{"parts": {name: map}, "sequence": [names]}``; an input that a part does not name has no messages in it.
     incomplete, packed
         As of `ByIndex`.
@@ -120,6 +127,11 @@ class TriggerMap:
         part, offset, _ = self._find(index)
         return part.wanted[offset]
 
+    def for_everyone(self, index: int) -> bool:
+        """Whether event `index` goes to every worker."""
+        part, offset, _ = self._find(index)
+        return offset in part.for_everyone
+
     def entry(self, name: str, index: int) -> Takes:
         """What the input `name` does in event `index`."""
         part, offset, _ = self._find(index)
@@ -151,9 +163,10 @@ class _Part:
         self.takes = _checked(where, given)
         self.n_events = len(next(iter(self.takes.values())))
         self.wanted = [
-            tuple(stream for stream, entries in self.takes.items() if entries[at] is True)
+            tuple(stream for stream, entries in self.takes.items() if entries[at] in _TAKES_PART)
             for at in range(self.n_events)
         ]
+        self.for_everyone = {at for entries in self.takes.values() for at, e in enumerate(entries) if e == "broadcast"}
         self.events = {
             stream: [at for at, entry in enumerate(entries) if entry is not None]
             for stream, entries in self.takes.items()
@@ -188,9 +201,9 @@ def _checked(where: str, given: Any) -> dict[str, Sequence[Takes]]:
                 f"{where}: input {stream!r} has {len(entries)} events, input {first!r} has {len(given[first])}"
             )
         for at, entry in enumerate(entries, start=1):
-            if entry is not None and entry is not True and entry != "discard":
+            if entry is not None and entry is not True and entry not in ("broadcast", "discard"):
                 raise ConfigurationError(
-                    f"{where}: input {stream!r} at event {at} is {entry!r}; it can be True, None or 'discard'"
+                    f"{where}: input {stream!r} at event {at} is {entry!r}; it can be True, 'broadcast', 'discard' or None"
                 )
     return dict(given)
 
@@ -214,6 +227,10 @@ class _MapAligner(NumberAligner):
         if name in self._spans:
             return super()._place(name, index)
         return Place(self._map.number_of(name, index))
+
+    def _deliver(self, index: int, wanted: tuple[str, ...], missing: tuple[str, ...]) -> Ready:
+        event = super()._deliver(index, wanted, missing)
+        return msgspec.structs.replace(event, everyone=True) if self._map.for_everyone(index) else event
 
     def _take(self, name: str, message: Numbered, row: int = 0) -> list[Action]:
         actions: list[Action] = []

@@ -66,12 +66,15 @@ class Ready(msgspec.Struct, frozen=True):
         Of the inputs whose messages hold several triggers: which one, from 0.
     missing
         Inputs that should take part and have nothing; empty unless incomplete events are delivered.
+    everyone
+        Every worker gets it, also one that starts later.
     """
 
     index: int
     ids: Mapping[str, int]
     rows: Mapping[str, int] = _NO_ROWS
     missing: tuple[str, ...] = ()
+    everyone: bool = False
 
 
 @dataclass(frozen=True, slots=True)

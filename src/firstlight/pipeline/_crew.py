@@ -269,7 +269,8 @@ class ShareCrew:
 
     def _act(self, action: Action) -> None:
         if isinstance(action, Ready):
-            if action.index in self._reduction.seen:  # a run that continues another one skips what that has done
+            # A run that continues another one skips what that has done; its workers are new, and need what is for all.
+            if action.index in self._reduction.seen and not action.everyone:
                 return
             self._dispatch.offer(action)
         self._reduction.formed(action)

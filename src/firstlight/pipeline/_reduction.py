@@ -132,6 +132,7 @@ class Reduction:
         self._started = time.monotonic()
         self._ended: float | None = None
         self._latency = Histogram()
+        self._for_everyone: set[int] = set()
         self._parked, self._lost = Ranges(), Ranges()
         self._partial, self._dropped, self._incomplete = Ranges(), Ranges(), Ranges()
         self._late: dict[str, Ranges] = {}
@@ -155,7 +156,7 @@ class Reduction:
         """
         with self._lock:
             if record.index in self.seen:
-                self._duplicates += 1
+                self._duplicates += record.index not in self._for_everyone
                 return
             self.seen.add(record.index, record.index)
             self._retried += record.attempts - 1
@@ -212,9 +213,12 @@ class Reduction:
     def formed(self, action: Action) -> None:
         """An event was formed or given up, or a message came that belongs to none."""
         if isinstance(action, Ready):
-            if action.missing:
+            if action.missing or action.everyone:
                 with self._lock:
-                    self._partial.add(action.index, action.index)
+                    if action.missing:
+                        self._partial.add(action.index, action.index)
+                    if action.everyone:
+                        self._for_everyone.add(action.index)
             return
         with self._lock:
             match action:

@@ -85,6 +85,12 @@ def test_parts_are_repeated_in_sequence() -> None:
     assert arrived(aligner, "eiger", 7, 9, 11) == [Ready(9, {"eiger": 9}), Unmatched("eiger", 11)]
 
 
+def test_an_event_with_a_broadcast_is_for_everyone() -> None:
+    aligner = ByTriggerMap({"eiger": ["broadcast", True], "slow": [True, None]}).aligner(["eiger", "slow"])
+    assert arrived(aligner, "eiger", 2, 1) == [Ready(2, {"eiger": 2})]
+    assert arrived(aligner, "slow", 1) == [Ready(1, {"eiger": 1, "slow": 1}, everyone=True)]
+
+
 def test_a_repeated_message_of_a_map_is_told() -> None:
     aligner = ByTriggerMap({"eiger": [True, "discard"]}).aligner(["eiger"])
     assert arrived(aligner, "eiger", 1, 1, 2, 2) == [Ready(1, {"eiger": 1}), Again("eiger", 1), Again("eiger", 2)]
@@ -113,7 +119,7 @@ def test_a_map_knows_policies_and_packed_messages() -> None:
         ([], "a mapping from inputs to lists, not list"),
         ({}, "the trigger map has no inputs"),
         ({"eiger": [True], "panda": [True, None]}, "input 'panda' has 2 events, input 'eiger' has 1"),
-        ({"eiger": [True, 1.5]}, "input 'eiger' at event 2 is 1.5; it can be True, None or 'discard'"),
+        ({"eiger": [True, 1.5]}, "input 'eiger' at event 2 is 1.5; it can be True, 'broadcast', 'discard' or None"),
         ({"eiger": [True, False]}, "input 'eiger' at event 2 is False"),
         ({"eiger": "all"}, "input 'eiger' has a str, not a list"),
         (

@@ -88,3 +88,47 @@ def test_every_event_is_in_one_place(steps: list[tuple[str, int]]) -> None:
         assert len(under_way) == len(set(under_way)) and not done & set(under_way)
         assert dispatch.n_waiting == offered - len(done) - len(under_way)
         assert all(len(events) <= 2 for events in has.values())
+
+
+# -- for everyone -----------------------------------------------------------------------------------------------------
+
+
+def for_everyone(index: int) -> Ready:
+    return Ready(index, {"eiger": index}, everyone=True)
+
+
+def test_what_is_for_everyone_comes_before_what_was_offered_behind_it() -> None:
+    dispatch = Dispatch(per_worker=1)
+    dispatch.add_worker(0)
+    for offered in (event(1), event(2), for_everyone(3), event(4)):
+        dispatch.offer(offered)
+    assert given_out(dispatch) == {0: [3]}  # more than fits, but nobody may wait for it
+    dispatch.add_worker(1)
+    assert given_out(dispatch) == {1: [3]}
+    dispatch.done(0, [3])
+    dispatch.done(1, [3])
+    assert given_out(dispatch) == {0: [1], 1: [2]}
+
+
+def test_what_is_for_everyone_is_done_when_one_has_done_it() -> None:
+    dispatch = Dispatch(per_worker=1)
+    dispatch.offer(for_everyone(1))
+    assert not dispatch.idle
+    dispatch.add_worker(0)
+    assert given_out(dispatch) == {0: [1]}
+    assert dispatch.lose_worker(0) == [] and not dispatch.idle  # it died before it was done
+    dispatch.add_worker(0)
+    assert given_out(dispatch) == {0: [1]}
+    dispatch.done(0, [1])
+    assert dispatch.idle
+    dispatch.add_worker(1)  # one that comes later needs it, too
+    assert given_out(dispatch) == {1: [1]} and not dispatch.idle
+
+
+def test_what_is_given_up_is_for_nobody() -> None:
+    dispatch = Dispatch(per_worker=1)
+    dispatch.add_worker(0)
+    dispatch.offer(for_everyone(1))
+    dispatch.give_up(1)
+    dispatch.add_worker(1)
+    assert given_out(dispatch) == {} and dispatch.idle
