@@ -144,10 +144,11 @@ class InlineRun(Run):
             if told.aborted is not None:
                 self._aborted = told
             return aligner.ended(told.name)
+        name = told.name
         descriptor, message = looked_at(self.pipeline.align, told, opened)
         if message is not None:
-            at_hand.keep(told.name, told.id, message)
-        actions = aligner.arrived(told.name, descriptor)
+            at_hand.keep(name, told.id, message)
+        actions = aligner.arrived(name, descriptor)
         self._reduction.offered(aligner.n_begun)
         return actions
 

@@ -132,6 +132,8 @@ class AtHand:
 
     def take(self, event: Ready) -> Mapping[str, Found | MessageRow]:
         """The messages of an event; raises as `OpenSource.fetch` does."""
+        if not self._held and not event.rows:  # nothing comes along with a recording
+            return self._opened.fetch(event.ids)
         held = {
             # A message of several triggers stays: the next event wants it, too.
             name: self._held.get((name, number)) if name in event.rows else self._held.pop((name, number), None)
