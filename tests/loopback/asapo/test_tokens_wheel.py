@@ -276,6 +276,40 @@ def test_raw_files_go_to_the_beamline(asapo: Asapo, source: str, office: Office,
     assert (beamline.core(first) / "raw/scan/g").read_bytes() == b"to the core"
 
 
+def test_raw_files_at_the_beamline_are_transferred(
+    asapo: Asapo, source: str, office: Office, beamline: Beamline
+) -> None:
+    """As long as the beamline is this beamtime's: its folder is the next one's later, and a token for files lasts a day."""
+    first = unique("bt")
+    beamline.switch(first)
+    writer = office.token("write", "writeraw", beamline=beamline.name)
+    outbox = of_beamline(asapo, source, beamline, writer, kind="raw")
+    outbox.send(1, b"raw data", stream="s", mode=DEFAULT, name="raw/scan/f")
+    outbox.send(2, b"to the core", stream="s", mode=29, name="raw/scan/g")
+    outbox.done()
+    token = office.token("read", beamtime=first)
+    consumer = asapo.consumer(source, beamtime=first, token=token)
+    metas = [consumer.get_by_id(number, stream="s")[1] | {"buf_id": 0} for number in (1, 2)]
+    assert [consumer.retrieve_data(meta).tobytes() for meta in metas] == [b"raw data", b"to the core"]
+
+    def folder_token(folder: str) -> str:
+        body = json.dumps({"Folder": folder, "BeamtimeId": first, "Token": token})
+        status, text = ask(asapo.endpoint, "POST", f"/asapo-authorizer/v0.2/folder?token={token}", body)
+        assert status == 200
+        return text.decode()
+
+    def transfer(folder: str, name: str) -> int:
+        body = json.dumps({"Folder": "auto", "FileName": name})
+        cookie = f"Authorization=Bearer {folder}"
+        return ask(asapo.endpoint, "POST", f"/v0.2/transfer?token={token}", body, Cookie=cookie)[0]
+
+    both, online = folder_token("auto"), folder_token(str(beamline.current))
+    assert [transfer(given, "raw/scan/f") for given in (both, online)] == [200, 200]
+    beamline.switch(unique("bt"))
+    assert [transfer(given, "raw/scan/f") for given in (both, online)] == [404, 401]
+    assert transfer(both, "raw/scan/g") == 200
+
+
 def test_a_switch_of_the_beamtime(asapo: Asapo, source: str, office: Office, beamline: Beamline) -> None:
     """The producer authorises again by itself; nothing is lost, and what comes later belongs to the new beamtime."""
     first, second = unique("bt"), unique("bt")

@@ -57,6 +57,11 @@ class Beamtime(NamedTuple):
     core: Path
     online: Path | None
 
+    @property
+    def folders(self) -> list[Path]:
+        """Where its files are, in the order in which they are looked for."""
+        return [self.core] if self.online is None else [self.core, self.online]
+
 
 class _Metadata(NamedTuple):
     """What a beamline does now."""

@@ -28,6 +28,7 @@ __all__ = [
     "SourceType",
     "file_path",
     "open_file",
+    "open_first_file",
     "relative_path",
     "root_for",
     "storage_error",
@@ -298,6 +299,16 @@ def open_file(root: Path, parts: Sequence[str]) -> int:
         os.close(fd)
         raise _missing(parts)
     return fd
+
+
+def open_first_file(roots: Sequence[Path], parts: Sequence[str]) -> int:
+    """As `open_file`, in the first of some folders that has it."""
+    for root in roots[:-1]:
+        try:
+            return open_file(root, parts)
+        except Refusal:
+            continue  # raw files are at the beamline until somebody moves them to the core folder
+    return open_file(roots[-1], parts)
 
 
 def _missing(parts: Sequence[str]) -> Refusal:

@@ -10,18 +10,18 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import msgspec
 
 import firstlight
 from firstlight.errors import ConfigurationError, FirstlightError, StorageError, StreamError
+from firstlight.gateways.asapo._beamtimes import AUTO
 from firstlight.gateways.asapo._context import Context
 from firstlight.gateways.asapo._errors import Refusal
-from firstlight.gateways.asapo._files import open_file, relative_path
+from firstlight.gateways.asapo._files import open_first_file, relative_path
 from firstlight.gateways.asapo._routes import BrokerRoutes, new_group_name
-from firstlight.gateways.asapo._tokens import Access
+from firstlight.gateways.asapo._tokens import Access, FolderClaims
 from firstlight.gateways.asapo._web import Reply, Request, check_version, json_reply
 
 __all__ = ["AsapoHttp"]
@@ -160,16 +160,16 @@ class AsapoHttp:
         """A token for the files of a beamtime, for clients without its file system."""
         asked, context = request.json(_Folder), self._context
         beamtime = await context.loop.run_in_executor(
-            context.executor, context.beamtimes.resolve, asked.BeamtimeId, "auto"
+            context.executor, context.beamtimes.resolve, asked.BeamtimeId, AUTO
         )
         await context.check_token(asked.Token or request.get("token"), beamtime.id, Access.READ)
-        folders = [str(folder) for folder in (beamtime.core, beamtime.online) if folder is not None]
-        folder = asked.Folder.rstrip("/") or asked.Folder[:1] or "auto"
-        if folder == "auto":
-            folder = folders[0]
-        elif folder not in folders:
-            raise Refusal(f"{folder[:200]} is no folder of the beamtime {beamtime.id}", status=401)
-        return Reply(200, context.folder_tokens.folder_token(beamtime.id, beamtime.beamline, folder).encode())
+        folders = [str(folder) for folder in beamtime.folders]
+        folder = asked.Folder.rstrip("/") or asked.Folder[:1] or AUTO
+        if folder != AUTO:
+            if folder not in folders:
+                raise Refusal(f"{folder[:200]} is no folder of the beamtime {beamtime.id}", status=401)
+            folders = [folder]
+        return Reply(200, context.folder_tokens.folder_token(beamtime.id, *folders).encode())
 
     async def _transfer(self, request: Request) -> Reply | int:
         check_version(request.path[0])
@@ -177,12 +177,20 @@ class AsapoHttp:
         claims = context.folder_tokens.verify_folder_token(request.cookie.removeprefix(_COOKIE))
         await context.check_token(request.get("token"), claims.beamtime, Access.READ)
         parts = relative_path(asked.FileName)
-        fd = await context.loop.run_in_executor(context.executor, open_file, Path(claims.folder), parts)
+        fd = await context.loop.run_in_executor(context.executor, self._open, claims, parts)
         if not request.flag("sizeonly"):
             return fd
         size = os.fstat(fd).st_size
         os.close(fd)
         return json_reply(msgspec.json.encode({"file_size": size}))
+
+    def _open(self, claims: FolderClaims, parts: tuple[str, ...]) -> int:
+        # The folder of a beamline passes on to the next beamtime, while the token of this one is still good.
+        own = self._context.beamtimes.resolve(claims.beamtime, AUTO).folders
+        folders = [folder for folder in own if str(folder) in claims.folders]
+        if not folders:
+            raise Refusal(f"{', '.join(claims.folders)} is not of the beamtime {claims.beamtime} any more", status=401)
+        return open_first_file(folders, parts)
 
     async def _send_file(self, send: _Send, fd: int, size: int) -> None:
         await send(_start(200, size, "application/octet-stream"))

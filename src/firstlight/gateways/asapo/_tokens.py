@@ -67,17 +67,16 @@ class Claims(NamedTuple):
 
 
 class FolderClaims(NamedTuple):
-    """What a token for the file transfer says: that files below this folder may be read."""
+    """What a token for the file transfer says: that files below these folders may be read, looked for in this order."""
 
     beamtime: str
-    beamline: str
-    folder: str
+    folders: tuple[str, ...]
 
 
 class _Extra(msgspec.Struct, omit_defaults=True):
     access_types: list[str] = msgspec.field(name="AccessTypes", default_factory=list)
     root_folder: str = msgspec.field(name="RootFolder", default="")
-    beamline: str = msgspec.field(name="Beamline", default="")
+    second_folder: str = msgspec.field(name="SecondFolder", default="")
 
 
 class _Payload(msgspec.Struct, omit_defaults=True):
@@ -235,9 +234,9 @@ class Tokens:
 
     # -- tokens for the file transfer -------------------------------------------------------------------------------
 
-    def folder_token(self, beamtime: str, beamline: str, folder: str) -> str:
-        """Lets its bearer read files below a folder for a day."""
-        extra = _Extra(root_folder=folder, beamline=beamline)
+    def folder_token(self, beamtime: str, folder: str, second_folder: str = "") -> str:
+        """Lets its bearer read files below a folder, or below two, for a day."""
+        extra = _Extra(root_folder=folder, second_folder=second_folder)
         expires = math.ceil(time.time()) + _FOLDER_TOKEN_S
         return self._sign(_Payload(_new_id(), f"bt_{beamtime}", expires, use=_FOLDER, extra=extra))
 
@@ -252,7 +251,8 @@ class Tokens:
         payload = self._good(token)
         if payload.use != _FOLDER:
             raise _refused("this token is not for a folder; ask the authorizer for one")
-        return FolderClaims(payload.sub.removeprefix("bt_"), payload.extra.beamline, payload.extra.root_folder)
+        folders = (payload.extra.root_folder, payload.extra.second_folder)
+        return FolderClaims(payload.sub.removeprefix("bt_"), tuple(folder for folder in folders if folder))
 
     # -- both kinds -------------------------------------------------------------------------------------------------
 

@@ -241,8 +241,10 @@ def test_strangers_cannot_fill_memory(tokens: Tokens) -> None:
 
 
 def test_a_token_for_a_folder(tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> None:
-    token = tokens.folder_token("b1", "p05", "/data/b1")
-    assert tokens.verify_folder_token(token) == ("b1", "p05", "/data/b1")
+    token = tokens.folder_token("b1", "/data/b1")
+    assert tokens.verify_folder_token(token) == ("b1", ("/data/b1",))
+    both = tokens.folder_token("b1", "/data/b1", "/online/b1")
+    assert tokens.verify_folder_token(both) == ("b1", ("/data/b1", "/online/b1"))
     later = time.time() + 86500
     monkeypatch.setattr(time, "time", lambda: later)
     with pytest.raises(Refusal, match="expired"):
@@ -250,7 +252,7 @@ def test_a_token_for_a_folder(tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_two_kinds_are_never_taken_for_each_other(tokens: Tokens) -> None:
-    folder = tokens.folder_token("b1", "p05", "/data/b1")
+    folder = tokens.folder_token("b1", "/data/b1")
     assert "for a folder" in refused(tokens, folder)
     with pytest.raises(Refusal, match="for a folder"):
         tokens.check(folder, beamtime="b1", beamline="p05", access=Access.READ)
@@ -284,7 +286,7 @@ def test_another_process_sees_it_at_the_next_check(tmp_path: Path) -> None:
 def test_an_expired_token_and_one_of_a_folder_can_be_revoked(tokens: Tokens) -> None:
     tokens.revoke(signed(CLAIMS | {"exp": 1}))
     assert "revoked" in refused(tokens, signed(CLAIMS))
-    folder = tokens.folder_token("b", "p05", "/x")
+    folder = tokens.folder_token("b", "/x")
     tokens.revoke(folder)
     with pytest.raises(Refusal, match="revoked"):
         tokens.verify_folder_token(folder)
