@@ -137,7 +137,10 @@ def test_what_is_no_duration(text: str) -> None:
     [
         ("[server]\nprot = 1", "there is no setting 'server.prot' ({file}); did you mean server.port"),
         ("prot = 1", "there is no setting 'prot' ({file}); did you mean server.port or http.port or asapo.port?"),
-        ("[sevrer]\nport = 1", "there is no setting 'sevrer.port' ({file}); did you mean server.port or http.port or asapo.port?"),
+        (
+            "[sevrer]\nport = 1",
+            "there is no setting 'sevrer.port' ({file}); did you mean server.port or http.port or asapo.port?",
+        ),
         (
             "[nothing]\nlike_it = 1",
             "there is no setting 'nothing.like_it' ({file}); `firstlight config show` lists all",

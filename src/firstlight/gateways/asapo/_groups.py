@@ -142,11 +142,16 @@ class Groups:
     # -- how it is remembered ---------------------------------------------------------------------------------------
 
     def _standing(self, stream: Stream, name: str) -> _Standing:
-        return self._standings.setdefault(stream, {}).setdefault(name, _Standing())
+        standings = self._standings.setdefault(stream, {})
+        if name not in standings:
+            if len(standings) >= _MAX_GROUPS:
+                raise _too_many(stream)
+            standings[name] = _Standing()
+        return standings[name]
 
     def _group(self, stream: Stream, name: str, selection: Selection = _PLAIN) -> Group:
         if name not in stream.groups and len(stream.groups) + len(stream.sleeping) >= _MAX_GROUPS:
-            raise Refusal(f"{stream.id} has {_MAX_GROUPS} groups already; delete the stream, or use one of them")
+            raise _too_many(stream)
         return self._broker.group(stream, name, selection)
 
     def _acked(self, stream: Stream, name: str) -> Ranges:
@@ -198,6 +203,10 @@ class Groups:
         own_name = standing.open.pop(message_id, None)
         if own_name is not None:
             self._broker.pass_over(stream, own_name, message_id, message_id)
+
+
+def _too_many(stream: Stream) -> Refusal:
+    return Refusal(f"{stream.id} has {_MAX_GROUPS} groups already; delete the stream, or use one of them")
 
 
 def _arrivals(stream: Stream) -> Lane:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from firstlight.broker import Broker, BrokerSettings, Stream
+from firstlight.gateways.asapo import _groups
+from firstlight.gateways.asapo._errors import Refusal
 from firstlight.gateways.asapo._groups import Groups
 from firstlight.gateways.asapo._redelivery import Resend
 from firstlight.model import Ack, StreamId, batch_head
@@ -198,5 +200,25 @@ def test_datasets_are_counted_by_their_id(tmp_path: Path) -> None:
         await desk.send([2], part=2, parts=2)
         assert desk.take(3) == [1, 2, None]
         assert desk.take(3, by_arrival=True) == [2, 1, None]
+
+    with_broker(tmp_path, play)
+
+
+def test_giving_back_under_ever_new_names_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a group has no position yet that the broker would count, but it costs memory as well."""
+    monkeypatch.setattr(_groups, "_MAX_GROUPS", 3)
+
+    async def play(desk: Desk) -> None:
+        await desk.send([1])
+        for number in range(3):
+            desk.groups.give_back(desk.stream, f"g{number}", 1, 0.0)
+        for ask in (
+            lambda: desk.groups.give_back(desk.stream, "g3", 1, 0.0),
+            lambda: desk.next(group="g3"),
+            lambda: desk.groups.acknowledge(desk.stream, "g3", 1),
+        ):
+            with pytest.raises(Refusal, match="3 groups already"):
+                ask()
+        assert desk.next(group="g0") == 1
 
     with_broker(tmp_path, play)
