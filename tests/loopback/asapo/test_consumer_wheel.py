@@ -372,6 +372,15 @@ def test_a_minimum_of_parts(outbox: Outbox, consumer: Any, impatient: Any) -> No
         impatient.get_next_dataset("g", min_size=2, stream="d")
 
 
+def test_a_minimum_that_no_dataset_has(outbox: Outbox, impatient: Any) -> None:
+    """None is the last one, then; and the group did not get one."""
+    send_dataset(outbox, 1, 2, [1, 2])
+    for group in ("", "g"):
+        with pytest.raises(EndOfStream):
+            impatient.get_last_dataset(min_size=3, stream="d", group_id=group)
+    assert impatient.get_last_dataset(stream="d", group_id="g")["id"] == 1
+
+
 def test_one_substream_of_a_dataset(outbox: Outbox, consumer: Any, impatient: Any) -> None:
     send_dataset(outbox, 1, 3, [1, 3])
     for found in (

@@ -163,7 +163,9 @@ class BrokerRoutes:
         if stream is None or stream.ended is not None:
             return self._no_data(asked, stream.order.last_id if stream is not None else 0)
         if asked.dataset:
-            last = stream.order.lane(asked.request.integer("minsize")).ready.max
+            min_parts = asked.request.integer("minsize")
+            # A dataset never gets more parts than the stream's have: none is large enough.
+            last = stream.order.lane(min_parts).ready.max if min_parts <= max(stream.order.parts, 1) else 0
         else:
             last = stream.order.last_id
         if not last:
