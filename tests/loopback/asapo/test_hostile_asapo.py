@@ -405,6 +405,18 @@ def test_newer_versions(service: RunningService, version: str) -> None:
         assert (status, text) == (415, b"version not supported")
 
 
+@pytest.mark.parametrize(
+    ("asked", "answer"), [("", "yes"), ("v0.1", "yes"), ("v0.7", "yes"), ("v0.8", "no"), ("newest", "no")]
+)
+def test_what_is_served_is_told(service: RunningService, asked: str, answer: str) -> None:
+    status, text = ask(service.asapo, "GET", f"/asapo-discovery/v0.1/version?client=consumer&protocol={asked}")
+    told = json.loads(text)
+    assert (status, told["clientSupported"]) == (200, answer)
+    assert told["clientProtocol"]["versionInfo"] == "v0.7 (current)"
+    served = [protocol["versionInfo"].split()[0] for protocol in told["supportedProtocols"]]
+    assert served == ["v0.7", "v0.6", "v0.5", "v0.4", "v0.3", "v0.2", "v0.1"]
+
+
 @pytest.mark.parametrize("route", POSTS)
 def test_bodies_of_ten_megabytes(service: RunningService, at_first: int, route: str) -> None:
     with contextlib.suppress(ConnectionError):  # it need not read all of it

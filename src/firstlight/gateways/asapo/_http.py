@@ -22,7 +22,7 @@ from firstlight.gateways.asapo._errors import Refusal
 from firstlight.gateways.asapo._files import open_first_file, relative_path
 from firstlight.gateways.asapo._routes import BrokerRoutes, new_group_name
 from firstlight.gateways.asapo._tokens import Access, FolderClaims
-from firstlight.gateways.asapo._web import Reply, Request, check_version, json_reply
+from firstlight.gateways.asapo._web import SERVED_VERSIONS, Reply, Request, check_version, json_reply
 
 __all__ = ["AsapoHttp"]
 
@@ -38,7 +38,6 @@ _BODY_WITHIN_S = 30.0
 _MAX_CONNECTIONS = 32
 _PIECE_BYTES = 1 << 20
 _COOKIE = "Authorization=Bearer "
-_VERSION = "v0.7"
 
 
 class _Folder(msgspec.Struct):
@@ -128,7 +127,7 @@ class AsapoHttp:
 
     def _discover(self, request: Request, what: str) -> Reply:
         if what == "version":
-            return self._versions()
+            return self._versions(request)
         protocol = request.get("protocol")
         if not protocol:
             raise Refusal("cannot extract protocol from request")
@@ -141,13 +140,15 @@ class AsapoHttp:
             return Reply(200, request.endpoint.encode())
         raise Refusal(f"there is no service {what[:40]!r} to be discovered", status=404)
 
-    def _versions(self) -> Reply:
-        protocol = {"versionInfo": f"{_VERSION} (current)", "microservicesApi": {}}
+    def _versions(self, request: Request) -> Reply:
+        newest, *older = SERVED_VERSIONS
+        supported = [{"versionInfo": text, "microservicesApi": {}} for text in (f"{newest} (current)", *older)]
+        asked = request.get("protocol")
         answer = {
             "softwareVersion": f"firstlight {firstlight.__version__}",
-            "clientSupported": "yes",
-            "clientProtocol": protocol,
-            "supportedProtocols": [protocol],
+            "clientSupported": "yes" if not asked or _is_served(asked) else "no",
+            "clientProtocol": supported[0],
+            "supportedProtocols": supported,
         }
         return json_reply(msgspec.json.encode(answer))
 
@@ -204,6 +205,14 @@ class AsapoHttp:
             await send({"type": "http.response.body", "body": piece, "more_body": at < size})
         if not size:
             await send({"type": "http.response.body", "body": b""})
+
+
+def _is_served(version: str) -> bool:
+    try:
+        check_version(version)
+    except Refusal:
+        return False
+    return True
 
 
 async def _read(scope: _Scope, receive: _Receive) -> Request:

@@ -12,12 +12,14 @@ import msgspec
 
 from firstlight.gateways.asapo._errors import Refusal
 
-__all__ = ["Reply", "Request", "check_version", "json_reply", "whole_number"]
+__all__ = ["SERVED_VERSIONS", "Reply", "Request", "check_version", "json_reply", "whole_number"]
 
 T = TypeVar("T")
 
 _JSON = "application/json"
 _SERVED = (0, 7)
+#: What clients are told; the newest is also what they are compared with.
+SERVED_VERSIONS = tuple(f"v{_SERVED[0]}.{minor}" for minor in range(_SERVED[1], 0, -1))
 
 
 class Reply(NamedTuple):
