@@ -22,6 +22,7 @@ __all__ = ["AsapoGateway"]
 _FILE_THREADS = 8
 #: The port behind a free one may be taken.
 _MAX_ATTEMPTS = 20
+_LAST_PORT = 65535
 _OPTION = "--asapo-port, or --no-asapo"
 
 
@@ -105,6 +106,10 @@ class AsapoGateway:
 
 
 def _listening_socket(host: str, port: int) -> socket.socket:
+    if port > _LAST_PORT:  # the resolver takes it for port 0
+        raise ConnectionLostError(
+            f"there is no port behind {_LAST_PORT}; choose another {_OPTION}", host=host, port=port
+        )
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
