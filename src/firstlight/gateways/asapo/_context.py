@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 from firstlight.broker import Broker
-from firstlight.gateways.asapo._beamtimes import Beamtimes
+from firstlight.gateways.asapo._beamtimes import AUTO, Beamtimes
 from firstlight.gateways.asapo._buffers import Buffers
 from firstlight.gateways.asapo._records import Records
 from firstlight.gateways.asapo._settings import AsapoSettings
 from firstlight.gateways.asapo._tokens import Access, Tokens
 
 __all__ = ["Context"]
+
+#: Beamlines of beamtimes; clients may ask for any.
+_MAX_REMEMBERED = 1000
 
 
 @dataclass
@@ -40,6 +44,10 @@ class Context:
     executor: Executor
     buffers: Buffers = field(default_factory=Buffers)
     records: Records = field(init=False)
+    _beamlines: dict[str, tuple[str, float]] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.records = Records(self.broker, self.buffers)
 
     async def check_token(self, token: str, beamtime: str, access: Access) -> None:
         """Make sure that somebody may do this with a beamtime.
@@ -51,15 +59,21 @@ class Context:
         """
         if self.tokens is None or beamtime in self.settings.always_allowed:
             return
-        beamline = "auto"
-        if self.tokens.verify(token).subject.startswith("bl_"):
-            # Only such a token makes it worth a look into the file system, which may be a slow one.
-            found = await self.loop.run_in_executor(self.executor, self.beamtimes.resolve, beamtime, "auto")
-            beamline = found.beamline
+        of_beamline = self.tokens.verify(token).subject.startswith("bl_")
+        beamline = await self._beamline(beamtime) if of_beamline else AUTO
         self.tokens.check(token, beamtime=beamtime, beamline=beamline, access=access)
 
-    def __post_init__(self) -> None:
-        self.records = Records(self.broker, self.buffers)
+    async def _beamline(self, beamtime: str) -> str:
+        """The beamline of a beamtime, as it was a moment ago: every message is a request, and file systems are slow."""
+        now = self.loop.time()
+        beamline, looked_up_at = self._beamlines.get(beamtime, ("", -math.inf))
+        if now - looked_up_at > self.settings.check_beamtime_every_s:
+            found = await self.loop.run_in_executor(self.executor, self.beamtimes.resolve, beamtime, AUTO)
+            if len(self._beamlines) >= _MAX_REMEMBERED:
+                self._beamlines.clear()
+            beamline = found.beamline
+            self._beamlines[beamtime] = (beamline, now)
+        return beamline
 
     def when_saved(self, then: Callable[[], None]) -> None:
         """Call `then` when all that was changed so far survives the death of the service; before, no client may rely on it."""

@@ -51,7 +51,8 @@ class AsapoSettings:
     always_allowed
         Beamtimes for which nobody needs a token.
     check_beamtime_every_s
-        How often it is looked up which beamtime a beamline has now, for producers that left that to us.
+        How often it is looked up which beamtime a beamline has now, for producers that left that to us, and for tokens of
+        beamlines.
     to_file_bytes
         Larger messages go straight to a file and not through memory; they have to ask for a file, then.
     """
