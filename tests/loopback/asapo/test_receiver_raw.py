@@ -614,8 +614,9 @@ def test_questions_of_older_clients(gateway: Gateway, stream: str) -> None:
     assert answer(raw.send(1, stream="one")) == OK
 
 
-def test_persisting_keeps_messages_that_were_in_memory_only(tmp_path: Path) -> None:
-    with Gateway(tmp_path, settings(Policy(Keep.ASKED))) as gateway:
+@pytest.mark.parametrize("keep", [Keep.ASKED, Keep.MEMORY])
+def test_persisting_keeps_messages_that_were_in_memory_only(tmp_path: Path, keep: Keep) -> None:
+    with Gateway(tmp_path, settings(Policy(keep))) as gateway:
         raw = gateway.producer()
         for n in range(1, 4):
             raw.send(n)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
-from firstlight.broker import Broker
+from firstlight.broker import Broker, Stream
 from firstlight.gateways.asapo._beamtimes import AUTO, Beamtimes
 from firstlight.gateways.asapo._buffers import Buffers
 from firstlight.gateways.asapo._records import Records
@@ -74,6 +74,11 @@ class Context:
             beamline = found.beamline
             self._beamlines[beamtime] = (beamline, now)
         return beamline
+
+    def keep(self, stream: Stream) -> None:
+        """Keep what is in a stream now, where its policy does not do so anyway."""
+        if stream.order.last_id and not stream.policy.persists:
+            self.broker.keep(stream, [(1, stream.order.last_id)])
 
     def when_saved(self, then: Callable[[], None]) -> None:
         """Call `then` when all that was changed so far survives the death of the service; before, no client may rely on it."""

@@ -26,7 +26,7 @@ from firstlight.gateways.asapo._intake import Destination, Intake, Receiving, ch
 from firstlight.gateways.asapo._link import Link
 from firstlight.gateways.asapo._records import NO_NEXT_STREAM, StreamRecord
 from firstlight.gateways.asapo._tokens import Access
-from firstlight.model import Keep, StreamId
+from firstlight.model import StreamId
 
 __all__ = ["Producer"]
 
@@ -256,9 +256,9 @@ class Producer:
 
     def _persist(self, stream_id: StreamId) -> None:
         stream = self._broker.streams.get(stream_id)
-        if stream is not None and stream.policy.keep is Keep.ASKED:
-            self._broker.keep(stream, [(1, stream.order.last_id)])
-        self._link.answer()
+        if stream is not None:
+            self._context.keep(stream)
+        self._context.when_saved(self._link.answer)
 
 
 def _taken(error: FirstlightError) -> FirstlightError:

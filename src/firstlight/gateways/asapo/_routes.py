@@ -311,9 +311,9 @@ class BrokerRoutes:
         return Reply()
 
     async def _persist(self, asked: _Asked) -> Reply:
-        stream = asked.stream
-        if stream is not None and stream.order.last_id and not stream.policy.persists:
-            self._broker.keep(stream, [(1, stream.order.last_id)])
+        if asked.stream is not None:
+            self._context.keep(asked.stream)
+            await self._context.saved()
         return Reply()
 
     def _existing(self, asked: _Asked) -> Stream:
