@@ -145,7 +145,7 @@ class Gateway:
                 self.service.loop, self.executor,
             )  # fmt: skip
             server = DataServer(self.context, max_connections=max_connections, stall_timeout_s=stall_timeout_s)
-            server.start(("127.0.0.1", 0))
+            server.start(socket.create_server(("127.0.0.1", 0), backlog=1024))
             return server
 
         try:

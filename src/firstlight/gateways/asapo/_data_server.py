@@ -7,7 +7,6 @@ import logging
 import resource
 import socket
 
-from firstlight.errors import ConnectionLostError
 from firstlight.gateways.asapo._cache import Cache
 from firstlight.gateways.asapo._context import Context
 from firstlight.gateways.asapo._frames import Op, Request
@@ -20,7 +19,6 @@ __all__ = ["DataServer"]
 
 logger = logging.getLogger(__name__)
 
-_BACKLOG = 1024
 _ACCEPTS_A_TURN = 64
 _MAX_CONNECTIONS = 2000
 _CHECK_EVERY_S = 1.0
@@ -49,7 +47,7 @@ class DataServer:
     ::
 
         server = DataServer(context)
-        server.start(("127.0.0.1", 0))
+        server.start(socket.create_server(("127.0.0.1", 0)))
         print(server.port)
     """
 
@@ -84,17 +82,9 @@ class DataServer:
         }
         registry.probe("asapo_connections", lambda: len(self.connections), help="clients of ASAP::O connected over TCP")
 
-    def start(self, where: socket.socket | tuple[str, int]) -> None:
-        """Listen on a bound socket, or at host and port.
-
-        Raises
-        ------
-        ConnectionLostError
-            If the port is taken, or the address is not one of this machine.
-        """
-        sock = where if isinstance(where, socket.socket) else _bound(*where)
+    def start(self, sock: socket.socket) -> None:
+        """Serve whoever connects to a listening socket."""
         sock.setblocking(False)
-        sock.listen(_BACKLOG)
         self._listening = sock
         self._loop.add_reader(sock, self._accept, sock)
         self._timer = self._loop.call_later(_CHECK_EVERY_S, self._check)
@@ -215,19 +205,3 @@ class _Client:
 
     def over(self) -> None:
         self._producer.over()
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        sock = socket.socket(family, socket.SOCK_STREAM)
-    except OSError as error:
-        raise ConnectionLostError(f"cannot listen on {host!r}: {error.strerror}", host=host) from error
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((host, port))
-    except OSError as error:
-        sock.close()
-        text = f"cannot listen on {host}:{port}: {error.strerror}; is another service running? Choose another port"
-        raise ConnectionLostError(text, host=host, port=port) from error
-    return sock

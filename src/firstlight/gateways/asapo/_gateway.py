@@ -23,6 +23,7 @@ _FILE_THREADS = 8
 #: The port behind a free one may be taken.
 _MAX_ATTEMPTS = 20
 _LAST_PORT = 65535
+_BACKLOG = 1024
 _OPTION = "--asapo-port, or --no-asapo"
 
 
@@ -120,10 +121,9 @@ def _listening_socket(host: str, port: int) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind(address)
-        sock.listen(1024)
+        sock.listen(_BACKLOG)
     except OSError as error:
         sock.close()
         text = f"cannot serve ASAP::O on {host}:{port}: {error.strerror}; choose another {_OPTION}"
         raise ConnectionLostError(text, host=host, port=port) from error
-    sock.setblocking(False)
     return sock
