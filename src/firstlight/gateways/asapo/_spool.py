@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
+from threading import Lock
 from typing import TypeVar
 
 from firstlight.gateways.asapo._files import FileWriter
@@ -78,16 +79,19 @@ class Spool:
         self._then = then
         self._file: FileWriter | None = None
         self._chunk: memoryview | None = None
-        self._in_thread = True
+        #: Whoever of thread and loop is later takes the file away: when the service stops, no thread is heard any more.
+        self._lock = Lock()
+        self._at_work = False
         self._closed = False
-        link.in_thread(lambda: FileWriter.open(root, parts), self._opened)
 
-    def _opened(self, future: Future[FileWriter]) -> None:
-        self._in_thread = False
-        self._file = future.result()
-        if self._closed:
-            self._clean_up()
-        else:
+        def open_file() -> None:
+            self._file = FileWriter.open(root, parts)
+
+        self._run(open_file, self._opened)
+
+    def _opened(self, future: Future[None]) -> None:
+        if self._returned():
+            future.result()
             self._next()
 
     def _next(self) -> None:
@@ -121,22 +125,21 @@ class Spool:
             self._then(future.result())
 
     def _run(self, act: Callable[[], T], then: Callable[[Future[T]], None]) -> None:
-        file = self._file
-        assert file is not None
-
         def run() -> T:
             try:
                 return act()
             finally:
-                if self._closed:  # the service stops, and nobody waits for this any more
-                    file.abort()
+                with self._lock:
+                    self._at_work = False
+                    abandoned = self._closed
+                if abandoned and self._file is not None:
+                    self._file.abort()
 
-        self._in_thread = True
+        self._at_work = True
         self._link.in_thread(run, then)
 
     def _returned(self) -> bool:
         """A thread is done; False if there is nothing more to be done for this message."""
-        self._in_thread = False
         if self._closed:
             self._clean_up()
         return not self._closed
@@ -149,11 +152,14 @@ class Spool:
 
     def close(self) -> None:
         """Take away what is not complete."""
-        if not self._closed:
+        if self._closed:
+            return
+        with self._lock:
             self._closed = True
-            self._chunks.forget(self)
-            if not self._in_thread:
-                self._clean_up()
+            at_work = self._at_work
+        self._chunks.forget(self)
+        if not at_work:
+            self._clean_up()
 
     def _clean_up(self) -> None:
         self._give_chunk()
