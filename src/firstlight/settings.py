@@ -361,7 +361,8 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     try:
         return _Environment(environ)()
     except SettingsError as error:
-        raise ConfigurationError(f"{error.__cause__ or error}; in the environment: {error}") from error
+        how = """lists and tables in the environment are written as JSON, a list like '["a", "b"]'"""
+        raise ConfigurationError(f"{how}: {error.__cause__ or error}; {error}") from error
 
 
 def _check_variables(environ: Mapping[str, str]) -> None:

@@ -177,6 +177,9 @@ def test_a_file_that_cannot_be_read_is_named(file: Path) -> None:
     assert refused(file).startswith(f"{file} is not TOML: ")
 
 
+_AS_JSON = """lists and tables in the environment are written as JSON, a list like '["a", "b"]'"""
+
+
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
@@ -192,7 +195,8 @@ def test_a_file_that_cannot_be_read_is_named(file: Path) -> None:
             "x",
             "server.port = 'x' (FIRSTLIGHT_SERVER__PORT): Input should be a valid integer",
         ),
-        ("FIRSTLIGHT_SOURCES", '{"e', "Unterminated string"),
+        ("FIRSTLIGHT_SOURCES", '{"e', f"{_AS_JSON}: Unterminated string"),
+        ("FIRSTLIGHT_ASAPO__ALWAYS_ALLOWED", "bt1", _AS_JSON),
     ],
 )
 def test_mistakes_in_the_environment_are_named(name: str, value: str, expected: str) -> None:
