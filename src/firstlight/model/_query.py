@@ -4,7 +4,7 @@ The text is what stands behind WHERE in a MySQL select::
 
     meta.hits > 10 and meta.sample in ('lyso', 'thau') order by timestamp desc limit 100
 
-    query     := [expr] ["order" "by" key ["asc" | "desc"]] ["limit" count]
+    query     := [expr] ["group" "by" key {"," key}] ["order" "by" key ["asc" | "desc"]] ["limit" count]
     expr      := expr "or" expr | expr "and" expr | "(" expr ")" | condition         ("and" binds tighter)
     condition := key ("=" | "!=" | "<>" | "<" | ">" | "<=" | ">=") value
                | key ["not"] "in" "(" value {"," value} ")"
@@ -13,7 +13,8 @@ The text is what stands behind WHERE in a MySQL select::
     value     := integer | decimal | 'string' | "string" | "true" | "false"
     key       := name {"." name}                                (a name in back-quotes may hold any character)
 
-What firstlight adds to ASAP::O: keys of any depth, negative decimals, ``true`` and ``false``, a LIMIT that is obeyed.
+What firstlight adds to ASAP::O: keys of any depth, negative decimals, ``true`` and ``false``, a LIMIT that is obeyed. GROUP BY
+is read and means nothing, there as here.
 
 Meaning, which every index back end shares (`matches` is its reference):
 
@@ -273,13 +274,25 @@ class _Parser:
     def query(self) -> Query:
         if self.next.kind == "end":
             self.fail("the query is empty; write a condition such as meta.hits > 10")
-        where = None if self.next.is_word("order", "limit") else self.any_of()
+        where = None if self.next.is_word("order", "limit") or self.at_grouping() else self.any_of()
+        if self.at_grouping():
+            self.grouping()
         order = self.order() if self.took_word("order") else None
         limit = self.limit() if self.took_word("limit") else None
         if self.next.kind != "end":
             expected = "the end of the query" if limit is not None else "'and', 'or', 'order by', 'limit' or the end"
             self.fail(f"expected {expected}")
         return Query(where, order, limit)
+
+    def at_grouping(self) -> bool:
+        """Whether GROUP BY comes; ``group`` alone is as good a name as any."""
+        return self.next.is_word("group") and self.tokens[self.at + 1].is_word("by")
+
+    def grouping(self) -> None:
+        self.at += 2
+        self.key()
+        while self.took_mark(","):
+            self.key()
 
     def any_of(self) -> Expr:
         terms = [self.all_of()]

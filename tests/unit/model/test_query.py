@@ -277,3 +277,13 @@ def test_large_integers_are_floats() -> None:
     assert matches(parse_query("meta.a = 18446744073709551616").where, {"meta": {"a": 2**64}})
     assert matches(parse_query("meta.a = 9223372036854775808").where, {"meta": {"a": 2**63 + 1}})
     assert not matches(parse_query("meta.a = 9007199254740993").where, {"meta": {"a": 2**53}})
+
+
+def test_group_by_is_read_and_means_nothing() -> None:
+    for tail in ("", " order by id desc", " limit 3", " order by meta.b limit 2"):
+        assert parse_query(f"meta.a > 1 group by meta.a, name{tail}") == parse_query(f"meta.a > 1{tail}")
+    assert parse_query("group by meta.a") == Query()
+    assert parse_query("meta.group = 1").where == Compare(Key(("meta", "group")), "=", 1)
+    with pytest.raises(QueryError) as wrong:
+        parse_query("meta.a > 1 group by")
+    assert wrong.value.values["position"] == 19
