@@ -21,7 +21,7 @@ from firstlight.errors import (
     StreamFullError,
 )
 from firstlight.model import ALIGNMENT, Ack, Batch, StreamId, WhenFull
-from firstlight.storage import MemoryRegion, Slot, StreamEnded
+from firstlight.storage import MemoryRegion, Role, Slot, StreamEnded
 from firstlight.wire import (
     Credit,
     Deliver,
@@ -338,8 +338,12 @@ class ConsumerChannel:
         batch = Batch.parse(memory)
         whole = piece.n == batch.n_messages
         payload = [memory[: batch.length]] if whole else batch.select(piece.row, piece.n)
-        slot.pin()
         item = _item(delivery, 0, 0) if whole else _item(delivery._replace(piece=piece._replace(row=0)), 0, 0)
+        if region.role is Role.READ_BACK and region.ring.pinned * 2 > region.size:
+            # A few clients that take nothing would keep all others from reading what is on disk.
+            self._connection.send(Deliver(self._number, (item,)), [b"".join(payload)])
+            return
+        slot.pin()
         self._connection.send(
             Deliver(self._number, (item,)), list(payload), on_sent=lambda: self._broker.room.unpin(slot)
         )
