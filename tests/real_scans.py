@@ -23,15 +23,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firstlight.client import Client
+from firstlight.model import ArraySpec, Compression
 from firstlight.pipeline import Event
 from recordings import recording
 
-__all__ = ["DANMAX", "DarkSubtracted", "Sent", "danmax", "danmax_point", "nanomax", "nanomax_point", "publish"]
+__all__ = [
+    "DANMAX",
+    "EIGER_V1_SUMS",
+    "EIGER_V2_SUMS",
+    "DarkSubtracted",
+    "Sent",
+    "counted",
+    "danmax",
+    "danmax_point",
+    "eiger_v1",
+    "nanomax",
+    "nanomax_point",
+    "publish",
+]
 
 DANMAX = ("orca", "panda", "sardana")
 _PCAP_TIME = "tango://b-v-danmax-csdb-0.maxiv.lu.se:10000/expchan/pcap_ctrl/10"
 #: The camera writes when it has read a frame, 0.1 s after the exposure began ("ascanct tom_ry 0.0 180.0 10 0.1 0.0").
 _EXPOSURE = timedelta(seconds=0.1)
+
+#: Photons in each frame of the two recordings, outside of the pixels that the detector marks as bad.
+EIGER_V1_SUMS = [9, 17, 45, 32, 8, 3, 3, 6, 0]
+EIGER_V2_SUMS = [51117, 52330, 51177, 51513, 50318, 50657, 51100, 51786, 51881, 51206]
 
 
 class Sent(NamedTuple):
@@ -40,6 +58,7 @@ class Sent(NamedTuple):
     data: Any
     meta: dict[str, Any]
     time_ns: int | None = None
+    spec: ArraySpec | None = None
 
 
 def _items(path: Path) -> Iterator[Any]:
@@ -117,6 +136,19 @@ def nanomax() -> dict[str, list[Sent]]:
     return {"contrast": contrast, "xspress3": xspress3}
 
 
+def eiger_v1() -> list[Sent]:
+    """Nine frames of an Eiger 1M over Stream V1, as they came: compressed."""
+    frames = []
+    for parts in _tagged("eiger_v1/eiger1_1m_v1_9frames.cbors"):
+        head, about = json.loads(parts[0]), json.loads(parts[1])
+        if head["htype"] == "dimage-1.0":
+            assert about["encoding"] == "bs32-lz4<"
+            # Stream V1 gives the fast axis first.
+            spec = ArraySpec(np.dtype(about["type"]), tuple(reversed(about["shape"])), Compression.BSLZ4)
+            frames.append(Sent(parts[2], {"frame": head["frame"]}, spec=spec))
+    return frames
+
+
 def publish(url: str, stream: str, sources: dict[str, list[Sent]], lost: tuple[tuple[str, int], ...] = ()) -> None:
     """Send them, source after source, ids from 1 on; those of `lost` are left out."""
     with Client(url) as client, ExitStack() as stack:
@@ -124,7 +156,15 @@ def publish(url: str, stream: str, sources: dict[str, list[Sent]], lost: tuple[t
             out = stack.enter_context(client.produce(name, stream=stream))
             for number, message in enumerate(messages, start=1):
                 if (name, number) not in lost:
-                    out.send(message.data, id=number, meta=message.meta, timestamp_ns=message.time_ns)
+                    out.send(
+                        message.data, id=number, meta=message.meta, spec=message.spec, timestamp_ns=message.time_ns
+                    )
+
+
+def counted(event: Event) -> int:
+    """Photons in a frame of an Eiger: bad pixels read as the largest number."""
+    pixels = event["eiger"].array
+    return int(pixels[pixels < np.iinfo(pixels.dtype).max - 1].sum())
 
 
 def danmax_point(event: Event) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from firstlight.client import Client
+from firstlight.connectors import run_eiger2
 from firstlight.model import Ranges, StreamId
 from firstlight.pipeline import (
     Align,
@@ -35,8 +37,23 @@ from firstlight.pipeline import (
     run,
 )
 from firstlight.storage import RecordingWriter
+from firstlight.testing import RecordedEiger
 from firstlight.testing._pipeline_contract import Collect
-from real_scans import DANMAX, DarkSubtracted, Sent, danmax, danmax_point, nanomax, nanomax_point, publish
+from real_scans import (
+    DANMAX,
+    EIGER_V1_SUMS,
+    EIGER_V2_SUMS,
+    DarkSubtracted,
+    Sent,
+    counted,
+    danmax,
+    danmax_point,
+    eiger_v1,
+    nanomax,
+    nanomax_point,
+    publish,
+)
+from recordings import recording
 
 _WITHIN_S = 60.0
 _NAMES = (f"scan_{number:04d}" for number in itertools.count(1))
@@ -152,6 +169,24 @@ def test_a_mesh_and_its_spectra_form_a_map(service: Any, on: Executor) -> None:
         assert sx == pytest.approx(-2 + 4 / 3 * column, abs=0.01) and sy == pytest.approx(row - 2, abs=0.01)
         counts[column, row] = channels.sum()
     assert counts.sum() == 47
+
+
+@pytest.mark.parametrize("on", [_HERE, _THERE], ids=["inline", "processes"])
+@pytest.mark.parametrize("version", [1, 2])
+def test_frames_of_an_eiger_reduce_to_their_sums(service: Any, version: int, on: Executor) -> None:
+    stream = next(_NAMES)
+    if version == 1:
+        publish(service.url, stream, {"eiger": eiger_v1()})
+    else:
+        with RecordedEiger(recording("eiger_v2/eiger1_1m_v2_10frames.cbors")) as eiger, Client(service.url) as client:
+            detector = threading.Thread(target=eiger.run)
+            detector.start()
+            where = {"source": "eiger", "beamtime": "commissioning", "stream": lambda start: stream}
+            run_eiger2(eiger.endpoint, client, series=1, **where)
+            detector.join(_WITHIN_S)
+    pipeline = Pipeline("sums", inputs=["eiger"], worker=counted, reducer=Collect)
+    found = finished(pipeline, live(service.url, stream), on).reducer.found
+    assert [found[index] for index in sorted(found)] == (EIGER_V1_SUMS if version == 1 else EIGER_V2_SUMS)
 
 
 # -- deadlines --------------------------------------------------------------------------------------------------------
