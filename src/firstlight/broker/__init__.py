@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from firstlight.broker._broker import Broker, BrokerSettings, Published
 from firstlight.broker._group import Group, Order
 from firstlight.broker._server import DEFAULT_PORT, Server, ServerSettings
+from firstlight.broker._sockets import listening_socket
 from firstlight.broker._stream import Selection, Stream
 from firstlight.broker._subscription import Delivery, Receiver, Subscription
 
@@ -36,6 +37,7 @@ __all__ = [
     "Stream",
     "Subscription",
     "http_app",
+    "listening_socket",
 ]
 
 # The web framework and its server are loaded when somebody wants HTTP.

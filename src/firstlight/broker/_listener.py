@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import socket
 from collections.abc import Iterator
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from firstlight.errors import ConfigurationError, ConnectionLostError
+from firstlight.broker._sockets import listening_socket
 
 __all__ = ["HttpListener"]
 
@@ -34,8 +33,8 @@ class HttpListener:
     ----------
     port
         0 takes a free one.
-    option
-        Of the command line, to choose another port; for errors.
+    option, what
+        How another port is chosen on the command line, and what is served; for errors.
 
     Raises
     ------
@@ -45,9 +44,9 @@ class HttpListener:
         If the port is taken.
     """
 
-    def __init__(self, host: str, port: int, *, option: str) -> None:
+    def __init__(self, host: str, port: int, *, option: str, what: str = "HTTP") -> None:
         self.host = host
-        self.sock = _listening_socket(host, port, option)
+        self.sock = listening_socket(host, port, option=option, what=what)
         self._server: _Uvicorn | None = None
 
     @property
@@ -142,29 +141,3 @@ class _Guarded(HttpToolsProtocol):
     def _close(self) -> None:
         if not self.transport.is_closing():
             self.transport.abort()
-
-
-def _listening_socket(host: str, port: int, option: str) -> socket.socket:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except OSError as error:
-        raise ConfigurationError(f"cannot serve HTTP on {host!r}: {error.strerror}", host=host) from error
-    # With the protocol named, asyncio switches off the delay of small packets, which costs 40 ms an answer.
-    sock = socket.socket(family, kind, protocol)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind(address)
-        sock.listen()
-    except OSError as error:
-        sock.close()
-        hint = "this machine does not have that address; choose another --host"
-        if error.errno != errno.EADDRNOTAVAIL:
-            hint = f"is another service running? Choose another {option}"
-        raise ConnectionLostError(
-            f"cannot serve HTTP on {host}:{port}: {error.strerror}; {hint}",
-            host=host, port=port,
-        ) from error  # fmt: skip
-    sock.setblocking(False)
-    return sock

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import secrets
 import socket
@@ -18,7 +17,8 @@ import msgspec
 
 from firstlight.broker._broker import Broker
 from firstlight.broker._connection import Connection
-from firstlight.errors import ConnectionLostError, FirstlightError, ServiceRefusedError, StreamNotFoundError
+from firstlight.broker._sockets import listening_socket
+from firstlight.errors import FirstlightError, ServiceRefusedError, StreamNotFoundError
 from firstlight.model import StreamId
 from firstlight.storage import MemoryRegion
 from firstlight.wire import (
@@ -106,40 +106,22 @@ class Server:
 
         Raises
         ------
-        ConnectionLostError
+        ConfigurationError, ConnectionLostError
             If the port is taken, or the address is not one of this machine.
         """
-        self._listen(self._tcp_socket(), local=False)
+        tcp = listening_socket(
+            self.settings.host, self.settings.port, option="--port", what="clients", backlog=_BACKLOG
+        )
+        self._listen(tcp, local=False)
         if self._local_path:
             local = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             local.bind(self._local_path)
+            local.setblocking(False)
+            local.listen(_BACKLOG)
             self._listen(local, local=True)
         self._timer = self._loop.call_later(_CHECK_EVERY_S, self._check)
 
-    def _tcp_socket(self) -> socket.socket:
-        host, port = self.settings.host, self.settings.port
-        try:
-            family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-            sock = socket.socket(family, socket.SOCK_STREAM)
-        except OSError as error:
-            raise ConnectionLostError(f"cannot listen on {host!r}: {error.strerror}", host=host) from error
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            sock.bind((host, port))
-        except OSError as error:
-            sock.close()
-            hint = "this machine does not have that address; choose another --host"
-            if error.errno != errno.EADDRNOTAVAIL:
-                hint = "is another service running? Choose another --port"
-            raise ConnectionLostError(
-                f"cannot listen on {host}:{port}: {error.strerror}; {hint}",
-                host=host, port=port,
-            ) from error  # fmt: skip
-        return sock
-
     def _listen(self, sock: socket.socket, *, local: bool) -> None:
-        sock.setblocking(False)
-        sock.listen(_BACKLOG)
         self._listening.append(sock)
         self._loop.add_reader(sock, self._accept, sock, local)
 

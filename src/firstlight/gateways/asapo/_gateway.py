@@ -7,8 +7,8 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from firstlight.broker import Broker, HttpListener
-from firstlight.errors import ConfigurationError, ConnectionLostError
+from firstlight.broker import Broker, HttpListener, listening_socket
+from firstlight.errors import ConnectionLostError
 from firstlight.gateways.asapo._beamtimes import Beamtimes
 from firstlight.gateways.asapo._context import Context
 from firstlight.gateways.asapo._data_server import DataServer
@@ -22,9 +22,9 @@ __all__ = ["AsapoGateway"]
 _FILE_THREADS = 8
 #: The port behind a free one may be taken.
 _MAX_ATTEMPTS = 20
-_LAST_PORT = 65535
 _BACKLOG = 1024
 _OPTION = "--asapo-port, or --no-asapo"
+_WHAT = "ASAP::O"
 
 
 class AsapoGateway:
@@ -62,10 +62,10 @@ class AsapoGateway:
         """
         settings = self.settings
         for attempt in range(_MAX_ATTEMPTS, 0, -1):
-            self._http = HttpListener(settings.host, settings.port, option=_OPTION)
+            self._http = HttpListener(settings.host, settings.port, option=_OPTION, what=_WHAT)
             port = self._http.port + 1 if settings.data_port is None else settings.data_port
             try:
-                self._data_socket = _listening_socket(settings.host, port)
+                self._data_socket = listening_socket(settings.host, port, option=_OPTION, what=_WHAT, backlog=_BACKLOG)
             except ConnectionLostError:
                 self._http.sock.close()
                 self._http = None
@@ -104,26 +104,3 @@ class AsapoGateway:
         if self._executor is not None:
             self._executor.shutdown()
             self._executor = None
-
-
-def _listening_socket(host: str, port: int) -> socket.socket:
-    if port > _LAST_PORT:  # the resolver takes it for port 0
-        raise ConnectionLostError(
-            f"there is no port behind {_LAST_PORT}; choose another {_OPTION}", host=host, port=port
-        )
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except OSError as error:
-        raise ConfigurationError(f"cannot serve ASAP::O on {host!r}: {error.strerror}", host=host) from error
-    sock = socket.socket(family, kind, protocol)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind(address)
-        sock.listen(_BACKLOG)
-    except OSError as error:
-        sock.close()
-        text = f"cannot serve ASAP::O on {host}:{port}: {error.strerror}; choose another {_OPTION}"
-        raise ConnectionLostError(text, host=host, port=port) from error
-    return sock
