@@ -3,17 +3,19 @@ listens."""
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import queue
 import signal
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from typing import Any
 
 from firstlight.client import Client
-from firstlight.errors import FirstlightError, MessageEvictedError, MessageNotFoundError, PipelineError
+from firstlight.errors import FirstlightError, MessageEvictedError, MessageNotFoundError, PipelineError, WorkerError
 from firstlight.model import Event
 from firstlight.pipeline._feeds import Feed, GroupFeed, ShareFeed, Task
 from firstlight.pipeline._inline import lost_record
@@ -25,52 +27,134 @@ from firstlight.pipeline._step import Step, told
 from firstlight.pipeline._talk import (
     Answer,
     Asked,
+    Begin,
     Broke,
     FromWorker,
     GroupJob,
     HandOut,
     Job,
     Left,
+    Quit,
     Started,
     Stop,
 )
 
 __all__ = ["NOTHING", "worker_main"]
 
+logger = logging.getLogger(__name__)
+
 #: In a worker's slot: it works on no event.
 NOTHING = 0
 _ORPHANED = 70
 
 
-def worker_main(pipe: Connection, slots: Any, number: int, job: bytes) -> None:
-    """Run one worker process.
+def worker_main(pipe: Connection, slots: Any, number: int) -> None:
+    """Run one worker process, for one run after the other.
 
     Parameters
     ----------
     pipe
-        To the run.
+        To the pool.
     slots : (n,) int64 in shared memory
         Entry `number` is the event that this process works on, so that the run knows it even if the process is killed.
-    job
-        A pickled `Job`.
     """
     # Ctrl-C reaches every process of the terminal; the run decides what it means for us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
-        try:
-            _work(pipe, slots, number, job)
-        except FirstlightError as error:
-            pipe.send(Broke(error))
+        _Child(pipe, slots, number).serve()
     except (BrokenPipeError, ConnectionResetError):
         os._exit(_ORPHANED)  # nobody is left to tell
 
 
-def _work(pipe: Connection, slots: Any, number: int, job: bytes) -> None:
-    child = _Child(pipe, slots, number, _unpickled(job))
-    with ExitStack() as stack:
-        left = child.run(stack)
-    pipe.send(left)
+class _Slot:
+    """The place where this process shows what it works on."""
+
+    def __init__(self, slots: Any, number: int) -> None:
+        self._slots = slots
+        self._number = number
+
+    def show(self, index: int) -> None:
+        """Event `index`, or `NOTHING`."""
+        self._slots[self._number] = index
+
+
+class _Orders:
+    """What the pool says about one run."""
+
+    def __init__(self, run: int, job: bytes) -> None:
+        self.run = run
+        self.job = job
+        self.stopping = threading.Event()
+        self.told: queue.SimpleQueue[HandOut | Answer | Stop] = queue.SimpleQueue()
+
+
+class _Child:
+    """What stays from run to run: the line to the pool, and a worker that can be reset."""
+
+    def __init__(self, pipe: Connection, slots: Any, number: int) -> None:
+        self._pipe = pipe
+        self._sending = threading.Lock()
+        self._slot = _Slot(slots, number)
+        self._orders: queue.SimpleQueue[_Orders | None] = queue.SimpleQueue()
+        self._kept: Step[WireRecord] | None = None
+
+    def serve(self) -> None:
+        """Work until the pool needs this process no more."""
+        threading.Thread(target=self._listen, name="listen to the pool", daemon=True).start()
+        while (orders := self._orders.get()) is not None:
+            self._say(orders.run, self._work(orders))
+        self._drop()
+
+    def _listen(self) -> None:
+        orders = None
+        while True:
+            try:
+                run, said = self._pipe.recv()
+            except (EOFError, OSError):
+                os._exit(_ORPHANED)  # the run is dead: whoever has its work now must not meet us
+            if isinstance(said, Begin):
+                orders = _Orders(run, said.job)
+                self._orders.put(orders)
+            elif isinstance(said, Quit):
+                self._orders.put(None)
+            elif orders is not None and run == orders.run:
+                if isinstance(said, Stop):
+                    orders.stopping.set()
+                orders.told.put(said)
+
+    def _say(self, run: int, what: FromWorker) -> None:
+        with self._sending:
+            self._pipe.send((run, what))
+
+    def _work(self, orders: _Orders) -> Left | Broke:
+        try:
+            job = _unpickled(orders.job)
+            with ExitStack() as stack:
+                return _Work(job, orders, self._slot, self._say).run(stack, self._step)
+        except FirstlightError as error:
+            self._drop()  # it may be in any state
+            return Broke(error)
+
+    def _drop(self) -> None:
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            try:
+                kept.close()
+            except WorkerError as error:
+                logger.warning("%s", error)  # its runs are over, there is none that could fail of it
+
+    def _step(self, job: Job, stack: ExitStack) -> Step[WireRecord]:
+        """The worker of a run: the one that there is, if it can be reset, else a new one."""
+        if self._kept is not None:
+            self._kept.reset()
+            return self._kept
+        step = Step(job.pipeline, lambda record: to_wire(record, job.pipeline.results), parameters=job.parameters)
+        if step.can_be_reset:
+            self._kept = step
+        else:
+            stack.callback(step.close)
+        return step
 
 
 def _unpickled(job: bytes) -> Job:
@@ -87,26 +171,25 @@ def _unpickled(job: bytes) -> Job:
     return found
 
 
-class _Child:
-    def __init__(self, pipe: Connection, slots: Any, number: int, job: Job) -> None:
-        self._pipe = pipe
-        self._sending = threading.Lock()
-        self._slots = slots
-        self._number = number
-        self._job = job
-        self._stopping = threading.Event()
-        self._told: queue.SimpleQueue[HandOut | Answer | Stop] = queue.SimpleQueue()
+class _Work:
+    """One run, seen from a worker process."""
 
-    def run(self, stack: ExitStack) -> Left:
+    def __init__(self, job: Job, orders: _Orders, slot: _Slot, say: Callable[[int, FromWorker], None]) -> None:
+        self._job = job
+        self._slot = slot
+        self._run = orders.run
+        self._stopping = orders.stopping
+        self._told = orders.told
+        self._say_in_run = say
+
+    def run(self, stack: ExitStack, make_step: Callable[[Job, ExitStack], Step[WireRecord]]) -> Left:
         """Work until the end of the stream or of the run."""
-        threading.Thread(target=self._listen, name="listen to the run", daemon=True).start()
         live = self._job.source if isinstance(self._job.source, Live) else None
         client = stack.enter_context(live.connect()) if live is not None else None
         feed = self._feed(client, stack)
         settler = Settler(self._outlet(client, stack).settle)
         stack.callback(settler.close)
-        step = Step(self._job.pipeline, self._to_wire, parameters=self._job.parameters)
-        stack.callback(step.close)
+        step = make_step(self._job, stack)
         self._say(Started())
         try:
             self._loop(feed, step, settler)
@@ -126,19 +209,8 @@ class _Child:
     def _to_wire(self, record: Record) -> WireRecord:
         return to_wire(record, self._job.pipeline.results)
 
-    def _listen(self) -> None:
-        while True:
-            try:
-                said = self._pipe.recv()
-            except (EOFError, OSError):
-                os._exit(_ORPHANED)  # the run is dead: whoever has its work now must not meet us
-            if isinstance(said, Stop):
-                self._stopping.set()
-            self._told.put(said)
-
     def _say(self, what: FromWorker) -> None:
-        with self._sending:
-            self._pipe.send(what)
+        self._say_in_run(self._run, what)
 
     def _outlet(self, client: Client | None, stack: ExitStack) -> Outlet:
         if client is None or self._job.results is None:
@@ -174,9 +246,9 @@ class _Child:
             event = Event(task.index, task.load())
         except (MessageEvictedError, MessageNotFoundError) as error:
             return self._to_wire(lost_record(task.index, error))
-        self._slots[self._number] = task.index
+        self._slot.show(task.index)
         try:
             _, wire = step.run(event)
         finally:
-            self._slots[self._number] = NOTHING
+            self._slot.show(NOTHING)
         return wire

@@ -16,14 +16,15 @@ from firstlight.model import Event, StreamId, View
 from firstlight.pipeline._align import Align, ByIndex
 from firstlight.pipeline._encoding import pack
 
-__all__ = ["Closes", "OnError", "Pipeline", "Reducer", "ResultEncoding", "SetsUp", "Worker"]
+__all__ = ["Closes", "OnError", "Pipeline", "Reducer", "Resets", "ResultEncoding", "SetsUp", "Worker"]
 
 OnError: TypeAlias = Literal["stop", "skip"]
 ResultEncoding: TypeAlias = Literal["msgpack", "pickle"]
 
 
 class Worker(Protocol):
-    """Called with each event. Any callable does; these two more are called where they exist: `SetsUp`, `Closes`."""
+    """Called with each event. Any callable does; methods of these are called where they exist: `SetsUp`, `Resets`,
+    `Closes`."""
 
     def __call__(self, event: Event, /) -> Any:
         """The result for the reducer, or None if there is none."""
@@ -31,10 +32,18 @@ class Worker(Protocol):
 
 @runtime_checkable
 class SetsUp(Protocol):
-    """A worker that prepares something once in each process, before its first event."""
+    """A worker that prepares something once in each process and scan, before its first event."""
 
     def setup(self) -> None:
         """Open files, compile kernels, read calibrations."""
+
+
+@runtime_checkable
+class Resets(Protocol):
+    """A worker that a process keeps from scan to scan. Others are made, and set up, anew for each."""
+
+    def reset(self) -> None:
+        """Forget the last scan; called before the first event of each but the first."""
 
 
 @runtime_checkable
@@ -70,8 +79,9 @@ class Pipeline:
     inputs
         Names of sources. A worker finds their messages under these names in its event.
     worker
-        Called with each event. A class is made anew in each process; anything else is copied there, and so must be
-        defined in a module or a script. Fields of a dataclass are the parameters.
+        Called with each event. A class is made anew in each process and for each scan, anything else is copied there,
+        and so must be defined in a module or a script; one with a ``reset()`` stays from scan to scan. Fields of a
+        dataclass are the parameters.
     reducer
         Makes a new reducer: a class or a function.
     align

@@ -1,4 +1,4 @@
-"""Worker processes of one run: started, listened to, replaced, ended. Decides nothing."""
+"""Worker processes: started, listened to, replaced, ended. Decides nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from firstlight.pipeline._child import NOTHING, worker_main
-from firstlight.pipeline._talk import Broke, FromWorker, Left, Stop, ToWorker
+from firstlight.pipeline._talk import Begin, Broke, FromWorker, Left, Quit, Stop, ToWorker
 
 __all__ = ["Gone", "Pool", "Said"]
 
@@ -30,46 +30,105 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """Worker `number` has closed its pipe: its process is over, or very soon will be."""
+    """Process `pid` of worker `number` has closed its pipe: it is over, or very soon will be."""
 
     number: int
+    pid: int
 
 
 @dataclass(slots=True)
 class _Worker:
     process: BaseProcess
     pipe: Connection
-    said_good_bye: bool = False
+    left: int = 0
+    gone: bool = False
     sending: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Pool:
-    """The worker processes.
+    """Processes that work for one run after the other.
+
+    A process is started when a run needs it, and stays until `close`, or until it dies.
 
     Parameters
     ----------
     n_workers
-        As many run at a time; they are called 0 .. n - 1.
-    job
-        A pickled `Job`.
-    inbox
-        Gets `Said` and `Gone`.
+        As many work at a time; they are called 0 .. n - 1.
     """
 
-    def __init__(self, n_workers: int, job: bytes, inbox: queue.SimpleQueue[Any]) -> None:
+    def __init__(self, n_workers: int) -> None:
         # Spawned, not forked: a fork would copy the locks of the client's threads in whatever state they are.
         self._context = multiprocessing.get_context("spawn")
         self._slots = self._context.RawArray("q", n_workers)
-        self._job = job
-        self._inbox = inbox
         self._workers: dict[int, _Worker] = {}
+        self._changed = threading.Condition()
+        self._run = 0
+        self._begin = Begin(b"")
+        self._inbox: queue.SimpleQueue[Any] | None = None
+
+    # -- runs -------------------------------------------------------------------------------------------------------
+
+    def begin(self, job: bytes, inbox: queue.SimpleQueue[Any]) -> None:
+        """Let every worker begin with a run; the last one has ended.
+
+        Parameters
+        ----------
+        job
+            A pickled `Job`.
+        inbox
+            Gets `Said` and `Gone` until the run ends.
+        """
+        with self._changed:
+            self._run += 1
+            self._begin = Begin(job)
+            self._inbox = inbox
+        for number in range(len(self._slots)):
+            if number in self._workers and self._workers[number].gone:
+                self.bury(number)  # it ended while nobody needed it
+            if number in self._workers:
+                self.say(number, self._begin)
+            else:
+                self.start(number)
+
+    def end_run(self, within_s: float) -> list[int]:
+        """Have every worker leave the run: by asking, and by force when that takes too long.
+
+        Returns who had to be killed. What the others said before they left is in the inbox.
+        """
+        for number in list(self._workers):
+            self.say(number, Stop())
+        deadline = time.monotonic() + within_s
+        killed = []
+        for number, worker in list(self._workers.items()):
+            with self._changed:
+                has_left = self._changed.wait_for(
+                    lambda worker=worker: worker.gone or worker.left == self._run,  # type: ignore[misc]
+                    max(deadline - time.monotonic(), 0.0),
+                )
+            if not has_left:
+                killed.append(number)
+                worker.process.kill()
+            if worker.left != self._run:
+                self.bury(number)
+        with self._changed:
+            self._inbox = None
+        return killed
+
+    def close(self) -> None:
+        """End the processes, which have left their run."""
+        for number in list(self._workers):
+            self.say(number, Quit())
+        for number in list(self._workers):
+            self.bury(number)
+
+    # -- one worker -------------------------------------------------------------------------------------------------
 
     def start(self, number: int) -> None:
-        """Start worker `number`, which is not running."""
+        """Start worker `number`, which is not running, and let it begin with the run."""
         ours, theirs = self._context.Pipe()
         self._slots[number] = NOTHING
         process = self._context.Process(
-            target=worker_main, args=(theirs, self._slots, number, self._job), name=f"firstlight worker {number}"
+            target=worker_main, args=(theirs, self._slots, number), name=f"firstlight worker {number}"
         )
         # Inherited: a worker must not die of a Ctrl-C that comes before it can say so itself.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -83,17 +142,30 @@ class Pool:
         threading.Thread(
             target=self._listen, args=(number, worker), name=f"listen to worker {number}", daemon=True
         ).start()
+        self.say(number, self._begin)
 
     def _listen(self, number: int, worker: _Worker) -> None:
+        pid = worker.process.pid or 0
         while True:
             try:
-                what = worker.pipe.recv()
+                run, what = worker.pipe.recv()
             except (EOFError, OSError, TypeError):  # a pipe that is closed while it is read has no number any more
-                self._inbox.put(Gone(number))
+                with self._changed:
+                    worker.gone = True
+                    self._pass_on(Gone(number, pid))
+                    self._changed.notify_all()
                 return
-            if isinstance(what, Left | Broke):
-                worker.said_good_bye = True
-            self._inbox.put(Said(number, what))
+            with self._changed:
+                if run != self._run:
+                    continue
+                self._pass_on(Said(number, what))
+                if isinstance(what, Left | Broke):
+                    worker.left = run
+                    self._changed.notify_all()
+
+    def _pass_on(self, happened: Said | Gone) -> None:
+        if self._inbox is not None:
+            self._inbox.put(happened)
 
     def say(self, number: int, what: ToWorker) -> None:
         """Tell a worker something; one that is dying does not hear it."""
@@ -102,19 +174,19 @@ class Pool:
             return
         try:
             with worker.sending:
-                worker.pipe.send(what)
+                worker.pipe.send((self._run, what))
         except OSError:
             pass  # its end is noticed by who listens
-
-    def stop(self) -> None:
-        """Ask all of them to leave."""
-        for number in list(self._workers):
-            self.say(number, Stop())
 
     @property
     def numbers(self) -> list[int]:
         """Workers that are, or seem to be, there."""
         return list(self._workers)
+
+    def pid(self, number: int) -> int | None:
+        """The process of a worker; None if there is none."""
+        worker = self._workers.get(number)
+        return None if worker is None else worker.process.pid
 
     def working_on(self, number: int) -> int | None:
         """The event that a worker has begun and not finished."""
@@ -129,7 +201,7 @@ class Pool:
         return worker.process.exitcode is not None
 
     def bury(self, number: int) -> tuple[bool, str]:
-        """Clear away a worker that is gone; returns whether it said good bye, and how it ended."""
+        """Clear away a worker that is gone; returns whether it had left the run, and how it ended."""
         worker = self._workers.pop(number)
         worker.process.join(_EXIT_WITHIN_S)
         if worker.process.exitcode is None:
@@ -139,20 +211,7 @@ class Pool:
         worker.process.close()
         worker.pipe.close()
         how = f"killed by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
-        return worker.said_good_bye, how
-
-    def end(self, within_s: float) -> list[int]:
-        """End whoever is left: by asking, and by force when that takes too long; returns who had to be killed."""
-        self.stop()
-        deadline = time.monotonic() + within_s
-        killed = []
-        for number, worker in list(self._workers.items()):
-            worker.process.join(max(deadline - time.monotonic(), 0.0))
-            if worker.process.exitcode is None:
-                killed.append(number)
-                worker.process.kill()
-            self.bury(number)
-        return killed
+        return worker.left == self._run, how
 
 
 def _signal_name(number: int) -> str:

@@ -9,7 +9,7 @@ import pickle
 import queue
 import secrets
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,11 +161,12 @@ class ProcessesRun(Run):
                 return
         try:
             crew = self._crew(client, live, stack)
-            pool = Pool(self._on.n, pickle.dumps(self._job(live)), self._inbox)
+            pool = stack.enter_context(closing(Pool(self._on.n)))
             try:
+                pool.begin(pickle.dumps(self._job(live)), self._inbox)
                 self._work(pool, crew)
             finally:
-                self._end_pool(pool)
+                self._leave_pool(pool)
             self._conclude(crew)
         except FirstlightError as error:
             self._end_results(f"{type(error).__name__}: {error}")
@@ -193,8 +194,6 @@ class ProcessesRun(Run):
         return ShareJob(*known)
 
     def _work(self, pool: Pool, crew: Crew) -> None:
-        for number in range(self._on.n):
-            pool.start(number)
         while not (crew.over or self._stopping.is_set()):
             try:
                 happened = self._inbox.get(timeout=_TICK_S)
@@ -203,7 +202,8 @@ class ProcessesRun(Run):
             if isinstance(happened, FirstlightError):
                 raise happened
             if isinstance(happened, Gone):
-                self._gone(happened.number, pool, crew)
+                if pool.pid(happened.number) == happened.pid:  # not one that was noticed before
+                    self._gone(happened.number, pool, crew)
             elif happened is not None:
                 self._said(happened, pool, crew)
             crew.poll(pool)
@@ -245,11 +245,9 @@ class ProcessesRun(Run):
         return Record(index, "error", None, deaths, 0, words, self.pipeline.parameters_hash)
 
     def _gone(self, number: int, pool: Pool, crew: Crew) -> None:
-        if number not in pool.numbers:
-            return  # noticed before
         index = pool.working_on(number)
-        good_bye, how = pool.bury(number)
-        if good_bye:
+        has_left, how = pool.bury(number)
+        if has_left:
             return
         logger.warning("worker %d of pipeline %r was %s at event %s", number, self.pipeline.name, how, index)
         if index is None:
@@ -289,8 +287,8 @@ class ProcessesRun(Run):
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
-    def _end_pool(self, pool: Pool) -> None:
-        killed = pool.end(self._on.stop_within_s)
+    def _leave_pool(self, pool: Pool) -> None:
+        killed = pool.end_run(self._on.stop_within_s)
         if killed:
             logger.warning("workers %s of pipeline %r did not stop in time and were killed", killed, self.pipeline.name)
         # What they said last: records that came through the pipe count, also when the run was stopped.

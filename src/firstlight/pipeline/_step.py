@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from firstlight.errors import WorkerError
 from firstlight.model import Event
-from firstlight.pipeline._pipeline import Closes, Pipeline, SetsUp, Worker
+from firstlight.pipeline._pipeline import Closes, Pipeline, Resets, SetsUp, Worker
 from firstlight.pipeline._records import Record, UserError
 
 __all__ = ["Step", "reducer_error", "told", "worker_error"]
@@ -65,6 +65,25 @@ class Step(Generic[_Made]):
                 if attempts >= self._pipeline.max_attempts:
                     record = Record(event.index, "error", None, attempts, event_ns, told(error), self._hash)
                     return record, self._finish(record)
+
+    @property
+    def can_be_reset(self) -> bool:
+        """The worker can go on with another scan."""
+        return isinstance(self._worker, Resets)
+
+    def reset(self) -> None:
+        """Another scan begins.
+
+        Raises
+        ------
+        WorkerError
+            If the worker's ``reset()`` raises.
+        """
+        if isinstance(self._worker, Resets):
+            try:
+                self._worker.reset()
+            except Exception as error:  # user code
+                raise _wrapped(self._pipeline, error, "could not be reset", None) from error
 
     def close(self) -> None:
         """The worker's last call.

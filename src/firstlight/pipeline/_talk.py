@@ -1,5 +1,9 @@
 """What a run and its worker processes say to each other, over one pipe each. Both ends are this program, so pickles are
-safe."""
+safe.
+
+Processes outlive runs, so each word travels as ``(run, word)`` with the number of its run: what an earlier run still had
+to say is not taken for the next one.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +21,14 @@ from firstlight.pipeline._sources import Source
 __all__ = [
     "Answer",
     "Asked",
+    "Begin",
     "Broke",
     "FromWorker",
     "GroupJob",
     "HandOut",
     "Job",
     "Left",
+    "Quit",
     "Reported",
     "Settled",
     "ShareJob",
@@ -34,7 +40,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a worker process is for.
+    """What a worker process does in one run.
 
     ``results`` is the stream of the service to which records go; None sends them through the pipe.
     """
@@ -63,6 +69,13 @@ class ShareJob(Job):
 
 
 @dataclass(frozen=True, slots=True)
+class Begin:
+    """Work for this run, from its pickled `Job` on; the last one is over."""
+
+    job: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class HandOut:
     """Work on these."""
 
@@ -79,10 +92,15 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Finish what is under way and leave."""
+    """Finish what is under way and leave the run."""
 
 
-ToWorker: TypeAlias = HandOut | Answer | Stop
+@dataclass(frozen=True, slots=True)
+class Quit:
+    """There are no more runs: end the process."""
+
+
+ToWorker: TypeAlias = Begin | HandOut | Answer | Stop | Quit
 
 
 # -- from a worker --------------------------------------------------------------------------------------------------
@@ -116,7 +134,8 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """Good bye: everything is settled. `at_end` if the stream has ended, not if the worker was stopped."""
+    """Good bye, until the next run: everything is settled. `at_end` if the stream has ended, not if the worker was
+    stopped."""
 
     at_end: bool
     aborted: str | None = None
@@ -124,7 +143,7 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class Broke:
-    """Good bye: this happened."""
+    """Good bye, until the next run: this happened."""
 
     error: FirstlightError
 
