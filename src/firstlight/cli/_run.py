@@ -18,6 +18,7 @@ from firstlight.errors import ConfigurationError, FirstlightError, PipelineError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from firstlight.model import Ranges
     from firstlight.pipeline import Executor, Pipeline, Run, Source, Stats, View
 
 __all__ = ["load_pipeline", "run"]
@@ -208,12 +209,21 @@ def _line(name: str, stats: Stats) -> str:
         ("errors", stats.errors),
         ("parked", len(stats.parked)),
         ("lost", len(stats.lost)),
+        ("partial", len(stats.partial)),
+        ("dropped", len(stats.dropped)),
         ("incomplete", len(stats.incomplete)),
+        ("late", _total(stats.late)),
+        ("again", _total(stats.again)),
+        ("unmatched", _total(stats.unmatched)),
         ("workers died", stats.workers_died),
     ):
         if n:
             parts.append(f"{number(n)} {what}")
     return "  ".join(parts)
+
+
+def _total(by_input: Mapping[str, Ranges]) -> int:
+    return sum(len(ids) for ids in by_input.values())
 
 
 def _facts(running: Run, stats: Stats) -> dict[str, Any]:
@@ -229,14 +239,24 @@ def _facts(running: Run, stats: Stats) -> dict[str, Any]:
         "workers_died": stats.workers_died,
         "parked": list(stats.parked),
         "lost": list(stats.lost),
+        "complete": list(stats.complete),
+        "partial": list(stats.partial),
+        "dropped": list(stats.dropped),
         "incomplete": list(stats.incomplete),
-        "missing": {name: list(ids) for name, ids in stats.missing.items()},
+        "late": _lists(stats.late),
+        "again": _lists(stats.again),
+        "unmatched": _lists(stats.unmatched),
+        "missing": _lists(stats.missing),
         "lag": stats.lag,
         "events_per_second": round(stats.rate_hz, 3),
         "latency_p50_s": latency.quantile(0.5) if latency.count else None,
         "latency_p99_s": latency.quantile(0.99) if latency.count else None,
         "elapsed_s": round(stats.elapsed_s, 3),
     }
+
+
+def _lists(by_input: Mapping[str, Ranges]) -> dict[str, list[tuple[int, int]]]:
+    return {name: list(ids) for name, ids in by_input.items()}
 
 
 def _tell(running: Run, as_json: bool) -> None:
@@ -252,11 +272,19 @@ def _tell(running: Run, as_json: bool) -> None:
     for name, ids in stats.missing.items():
         if ids:
             note(f"{name} did not have {_ids(ids)}")
-    for what, ids in (("parked", stats.parked), ("lost", stats.lost)):
-        if ids:
-            note(f"{what}: events {_ids(ids)}")
+    _note_outcomes(stats)
     for shown in stats.last_errors[:_SHOWN_ERRORS]:
         note(f"event {shown.index}: {shown.error.traceback.rstrip() or shown.error.text}")
+
+
+def _note_outcomes(stats: Stats) -> None:
+    """Which events, and which messages, did not go the usual way."""
+    for what in ("parked", "lost", "partial", "dropped", "incomplete"):
+        if ids := getattr(stats, what):
+            note(f"{what}: events {_ids(ids)}")
+    for what, of in (("late", "events"), ("again", "events"), ("unmatched", "messages")):
+        for name, ids in getattr(stats, what).items():
+            note(f"{what}: {name}, {of} {_ids(ids)}")
 
 
 def _ids(ids: Any) -> str:
