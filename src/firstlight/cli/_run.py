@@ -274,7 +274,8 @@ def _tell(running: Run, as_json: bool) -> None:
             note(f"{name} did not have {_ids(ids)}")
     _note_outcomes(stats)
     for shown in stats.last_errors[:_SHOWN_ERRORS]:
-        note(f"event {shown.index}: {shown.error.traceback.rstrip() or shown.error.text}")
+        where = "the reducer" if shown.index is None else f"event {shown.index}"
+        note(f"{where}: {shown.error.traceback.rstrip() or shown.error.text}")
 
 
 def _note_outcomes(stats: Stats) -> None:

@@ -32,11 +32,12 @@ from firstlight.pipeline._align_values import (
 from firstlight.pipeline._assign import Assignment, Dispatch
 from firstlight.pipeline._inline import Inline
 from firstlight.pipeline._live import Live
-from firstlight.pipeline._pipeline import Pipeline, Reducer, Worker
+from firstlight.pipeline._pipeline import Pipeline, Worker
 from firstlight.pipeline._processes import Processes
 from firstlight.pipeline._recorder import Recorded, Recorder
 from firstlight.pipeline._recording import Recording
 from firstlight.pipeline._records import Record, UserError, from_message
+from firstlight.pipeline._reducers import Finishes, Ordered, Reducer, Reducers, Ticks
 from firstlight.pipeline._reduction import EventError, Stats
 from firstlight.pipeline._replay import Due, Replayed, replay
 from firstlight.pipeline._run import Executor, OnView, Run, State
@@ -64,6 +65,7 @@ __all__ = [
     "Event",
     "EventError",
     "Executor",
+    "Finishes",
     "Image",
     "Incomplete",
     "Inline",
@@ -74,6 +76,7 @@ __all__ = [
     "MessageRow",
     "OnView",
     "OpenSource",
+    "Ordered",
     "Partial",
     "Pipeline",
     "Processes",
@@ -83,6 +86,7 @@ __all__ = [
     "Recorder",
     "Recording",
     "Reducer",
+    "Reducers",
     "Replayed",
     "Rows",
     "Run",
@@ -94,6 +98,7 @@ __all__ = [
     "Table",
     "Temporality",
     "Text",
+    "Ticks",
     "Tidings",
     "Unmatched",
     "UserError",

@@ -266,6 +266,8 @@ class ShareCrew:
             self._reduction.offered(self._aligner.n_begun)
         for action in actions:
             self._act(action)
+        if not self._open:
+            self._reduction.all_formed()
 
     def _act(self, action: Action) -> None:
         if isinstance(action, Ready):

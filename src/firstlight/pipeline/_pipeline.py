@@ -12,11 +12,12 @@ from typing import Any, Literal, Protocol, TypeAlias, get_type_hints, runtime_ch
 import msgspec
 
 from firstlight.errors import ConfigurationError, DataError
-from firstlight.model import Event, StreamId, View
+from firstlight.model import Event, StreamId
 from firstlight.pipeline._align import Align, ByIndex
 from firstlight.pipeline._encoding import pack
+from firstlight.pipeline._reducers import MakeReducer, make_reducer
 
-__all__ = ["Closes", "OnError", "Pipeline", "Reducer", "Resets", "ResultEncoding", "SetsUp", "Worker"]
+__all__ = ["Closes", "OnError", "Pipeline", "Resets", "ResultEncoding", "SetsUp", "Worker"]
 
 OnError: TypeAlias = Literal["stop", "skip"]
 ResultEncoding: TypeAlias = Literal["msgpack", "pickle"]
@@ -54,20 +55,6 @@ class Closes(Protocol):
         """Called once in each process, also when the run is stopped, but not when the process is killed."""
 
 
-class Reducer(Protocol):
-    """Adds results up. The answer must not depend on their order, and merging two halves must equal adding all to
-    one."""
-
-    def add(self, index: int, result: Any, /) -> None:
-        """Take the result of event `index`; called at most once for each event, in any order."""
-
-    def merge(self, other: Any, /) -> None:
-        """Take in what another reducer of the same kind has added up, of other events."""
-
-    def snapshot(self) -> Mapping[str, View]:
-        """What there is to see now; called only after the first `add`."""
-
-
 @dataclass(frozen=True)
 class Pipeline:
     """Analysis of one or more sources; `run` runs it.
@@ -83,7 +70,7 @@ class Pipeline:
         and so must be defined in a module or a script; one with a ``reset()`` stays from scan to scan. Fields of a
         dataclass are the parameters.
     reducer
-        Makes a new reducer: a class or a function.
+        Makes a new reducer: a class or a function. Or several of them by name: each gets every result.
     align
         How messages of the inputs become events.
     on_error
@@ -116,7 +103,7 @@ class Pipeline:
     name: str
     inputs: Sequence[str] = field(kw_only=True)
     worker: Callable[..., Any] = field(kw_only=True)
-    reducer: Callable[[], Reducer] = field(kw_only=True)
+    reducer: MakeReducer | Mapping[str, MakeReducer] = field(kw_only=True)
     align: Align = field(default=ByIndex(), kw_only=True)
     on_error: OnError = field(default="stop", kw_only=True)
     max_attempts: int = field(default=3, kw_only=True)
@@ -131,12 +118,21 @@ class Pipeline:
             raise ConfigurationError(f"pipeline {self.name!r} needs inputs of different names, not {list(self.inputs)}")
         for name in self.inputs:
             StreamId("any", name, "any")
-        for what in ("worker", "reducer"):
-            if not callable(getattr(self, what)):
-                raise ConfigurationError(
-                    f"the {what} of pipeline {self.name!r} cannot be called: {getattr(self, what)!r}"
-                )
+        if not callable(self.worker):
+            raise ConfigurationError(f"the worker of pipeline {self.name!r} cannot be called: {self.worker!r}")
+        self._check_reducer()
         self._check_choices()
+
+    def _check_reducer(self) -> None:
+        several = self.reducer if isinstance(self.reducer, Mapping) else {"reducer": self.reducer}
+        if not several:
+            raise ConfigurationError(f"pipeline {self.name!r} has no reducer; name at least one")
+        for name, make in several.items():
+            if not name or "/" in name:
+                raise ConfigurationError(f"a reducer of pipeline {self.name!r} cannot be called {name!r}")
+            if not callable(make):
+                what = "the reducer" if make is self.reducer else f"reducer {name!r}"
+                raise ConfigurationError(f"{what} of pipeline {self.name!r} cannot be called: {make!r}")
 
     def _check_choices(self) -> None:
         if self.on_error not in ("stop", "skip"):
@@ -152,6 +148,10 @@ class Pipeline:
         """The worker itself: made now if it was given as a class."""
         made: Worker = self.worker() if isinstance(self.worker, type) else self.worker
         return made
+
+    def make_reducer(self) -> Any:
+        """A new reducer, or several as one."""
+        return make_reducer(self.reducer)
 
     @property
     def worker_name(self) -> str:

@@ -90,6 +90,7 @@ class ProcessesRun(Run):
         super().__init__(pipeline, source, on_view=on_view, view_every_s=view_every_s)
         self._source = source
         self._on = on
+        self._can_be_continued = isinstance(source, Live) and source.group is not None
         self._label = (source.group if isinstance(source, Live) else None) or f"{pipeline.name}-{secrets.token_hex(4)}"
         self._inbox: queue.SimpleQueue[Said | Gone | FirstlightError | None] = queue.SimpleQueue()
         self._deaths: dict[int, int] = {}

@@ -12,9 +12,11 @@ from firstlight.errors import PipelineError, WorkerError
 from firstlight.model import Ranges, View
 from firstlight.monitoring import Histogram, HistogramSnapshot
 from firstlight.pipeline._align_values import Action, Again, Dropped, Incomplete, Late, Ready, Unmatched
-from firstlight.pipeline._pipeline import Pipeline, Reducer
+from firstlight.pipeline._in_order import InOrder
+from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._records import Record, UserError
-from firstlight.pipeline._step import reducer_error, told
+from firstlight.pipeline._reducers import Finishes, PartError, Ticks, Timer, in_order, max_held, parts_of
+from firstlight.pipeline._step import reducer_error
 
 __all__ = ["EventError", "Reduction", "Stats"]
 
@@ -24,9 +26,9 @@ _KEPT_ERRORS = 100
 
 @dataclass(frozen=True, slots=True)
 class EventError:
-    """Why an event has no result."""
+    """Why an event has no result; `index` is None for what the reducer raised between events."""
 
-    index: int
+    index: int | None
     error: UserError
 
 
@@ -34,7 +36,7 @@ class EventError:
 class Stats:
     """A run in numbers, at one moment.
 
-    Every event that was formed is in exactly one of `results`, `empty`, `parked` and `lost` when it is done with, and
+    Every event that was formed is in exactly one of `results`, `held`, `empty`, `parked` and `lost` when it is done with, and
     in exactly one of `complete` and `partial`; what was not formed is `incomplete` or `dropped`.
 
     Attributes
@@ -43,6 +45,10 @@ class Stats:
         Events that are done with.
     results, empty
         Events with a result that was given to the reducer, and those for which the worker returned None.
+    held
+        Events with a result that waits until the reducer, which wants them in order, has had those before.
+    late_results
+        Results that were given out of order, because too many others would have had to wait for them.
     errors
         Exceptions of user code, each attempt counted, and deaths of worker processes.
     retried
@@ -84,6 +90,8 @@ class Stats:
     events: int = 0
     results: int = 0
     empty: int = 0
+    held: int = 0
+    late_results: int = 0
     errors: int = 0
     retried: int = 0
     parked: Ranges = field(default_factory=Ranges)
@@ -127,8 +135,15 @@ class Reduction:
         self._pipeline = pipeline
         self._live = live
         self._lock = threading.Lock()
-        self.reducer: Reducer = pipeline.reducer()
+        self.reducer = pipeline.make_reducer()
         self.seen = Ranges()
+        #: Only if the reducer wants order: what waits, and which events there are.
+        self._order = InOrder[Record](max_held(self.reducer)) if in_order(self.reducer) else None
+        self._formed = Ranges()
+        now_s = time.monotonic()
+        self._timers = [
+            Timer(name, part, now_s) for name, part in parts_of(self.reducer).items() if isinstance(part, Ticks)
+        ]
         self._started = time.monotonic()
         self._ended: float | None = None
         self._latency = Histogram()
@@ -142,7 +157,8 @@ class Reduction:
         self._results = self._empty = self._errors = self._retried = self._duplicates = self._died = 0
         self._available = 0
         self._last_errors: deque[EventError] = deque(maxlen=_KEPT_ERRORS)
-        self._shown = 0
+        #: Changes of the reducer, and of how many of them somebody was told.
+        self._changes = self._shown = 0
 
     # -- what happens -----------------------------------------------------------------------------------------------
 
@@ -159,30 +175,54 @@ class Reduction:
                 self._duplicates += record.index not in self._for_everyone
                 return
             self.seen.add(record.index, record.index)
-            self._retried += record.attempts - 1
-            self._errors += record.attempts - 1
-            if record.kind == "result":
-                self._reduce(record)
-            elif record.kind == "none":
-                self._empty += 1
-            else:
+            if record.kind != "result":
+                self._count(record)
                 self._without(record)
+                self._has_none(record.index, record.index)
+            elif self._order is None:
+                self._give([record])
+            else:
+                self._give(self._order.put(record.index, record))
+
+    def _count(self, record: Record) -> None:
+        self._retried += record.attempts - 1
+        self._errors += record.attempts - 1
+
+    def _has_none(self, first: int, last: int) -> None:
+        """The events ``first .. last`` hold up no results."""
+        if self._order is not None:
+            self._give(self._order.without(first, last))
+
+    def _give(self, records: list[Record]) -> None:
+        for record in records:
+            self._count(record)
+            self._reduce(record)
             if self._live and record.event_ns:
                 self._latency.record(max((time.time_ns() - record.event_ns) * 1e-9, 0.0))
 
     def _reduce(self, record: Record) -> None:
+        self._changes += 1
         try:
             self.reducer.add(record.index, record.value)
-        except Exception as error:  # user code
+        except Exception as error:  # noqa: BLE001 - user code
             self._parked.add(record.index, record.index)
-            if self._pipeline.on_error == "stop":
-                raise reducer_error(self._pipeline, record.index, error) from error
-            self._errors += 1
-            self._last_errors.append(EventError(record.index, told(error)))
+            failure = reducer_error(self._pipeline, f"at the result of event {record.index}", error, index=record.index)
+            self._failed(failure, error)
             return
         self._results += 1
 
+    def _failed(self, failure: WorkerError, error: Exception) -> None:
+        """The reducer raised: that ends the run, or is counted."""
+        if self._pipeline.on_error == "stop":
+            raise failure from error
+        self._errors += 1
+        words = UserError(failure.values["error_type"], failure.text, failure.values["traceback_text"])
+        self._last_errors.append(EventError(failure.values["event_index"], words))
+
     def _without(self, record: Record) -> None:
+        if record.kind == "none":
+            self._empty += 1
+            return
         (self._lost if record.kind == "lost" else self._parked).add(record.index, record.index)
         if record.error is not None:
             self._errors += record.kind == "error"
@@ -213,19 +253,22 @@ class Reduction:
     def formed(self, action: Action) -> None:
         """An event was formed or given up, or a message came that belongs to none."""
         if isinstance(action, Ready):
-            if action.missing or action.everyone:
+            if action.missing or action.everyone or self._order is not None:
                 with self._lock:
                     if action.missing:
                         self._partial.add(action.index, action.index)
                     if action.everyone:
                         self._for_everyone.add(action.index)
+                    self._formed.add(action.index, action.index)
             return
         with self._lock:
             match action:
                 case Incomplete(first, last):
                     self._incomplete.add(first, last)
+                    self._has_none(first, last)
                 case Dropped(first, last):
                     self._dropped.add(first, last)
+                    self._has_none(first, last)
                 case Late(name, number):
                     self._late.setdefault(name, Ranges()).add(number, number)
                 case Again(name, number):
@@ -233,10 +276,64 @@ class Reduction:
                 case Unmatched(name, number):
                     self._unmatched.setdefault(name, Ranges()).add(number, number)
 
+    def all_formed(self, events: Ranges | None = None) -> None:
+        """There will be no other events: than these, or if they are left out than those that were formed."""
+        with self._lock:
+            if self._order is not None:
+                known = (self._formed if events is None else events).copy()
+                for first, last in self.seen:
+                    known.add(first, last)
+                self._give(self._order.only(known))
+
     def missed(self, missing: Mapping[str, Ranges]) -> None:
         """The ids that inputs did not have."""
         with self._lock:
             self._missing = {name: ids.copy() for name, ids in missing.items()}
+
+    def tick(self) -> None:
+        """Call the reducers whose time has come.
+
+        Raises
+        ------
+        WorkerError
+            If one raised, and the pipeline stops at errors.
+        """
+        now_s = time.monotonic()
+        for timer in self._timers:
+            if timer.due(now_s):
+                with self._lock:
+                    self._changes += 1
+                    try:
+                        timer.call(now_s)
+                    except Exception as error:  # noqa: BLE001 - user code
+                        self._between(timer.name, "when its tick() was called", error)
+
+    def _between(self, name: str, where: str, error: Exception) -> None:
+        """A reducer raised at no event."""
+        if name:
+            part = PartError(name)
+            part.__cause__ = error
+            error = part
+        self._failed(reducer_error(self._pipeline, where, error), error)
+
+    def conclude(self, *, finish: bool) -> None:
+        """Nothing more comes: give the reducer what still waits, and tell it that the scan is over if it is to `finish`.
+
+        Raises
+        ------
+        WorkerError
+            If it raised, and the pipeline stops at errors.
+        """
+        with self._lock:
+            if self._order is not None:
+                self._give(self._order.rest())
+            if not finish or not isinstance(self.reducer, Finishes):
+                return
+            self._changes += 1
+            try:
+                self.reducer.finish()
+            except Exception as error:  # noqa: BLE001 - user code
+                self._failed(reducer_error(self._pipeline, "when its finish() was called", error), error)
 
     def ended(self) -> None:
         """The run is over; its clock stops."""
@@ -248,7 +345,7 @@ class Reduction:
     @property
     def news(self) -> bool:
         """The reducer has something that was not shown yet."""
-        return self._results != self._shown
+        return self._results > 0 and self._changes != self._shown
 
     def snapshot(self) -> dict[str, View]:
         """The views; empty before the first result.
@@ -261,12 +358,12 @@ class Reduction:
         with self._lock:
             if not self._results:
                 return {}
-            self._shown = self._results
+            self._shown = self._changes
             try:
                 views = dict(self.reducer.snapshot())
             except Exception as error:  # user code
                 self._errors += 1
-                raise reducer_error(self._pipeline, None, error) from error
+                raise reducer_error(self._pipeline, "when it was asked for its views", error) from error
         for name, view in views.items():
             if not isinstance(view, View):
                 raise PipelineError(
@@ -279,7 +376,10 @@ class Reduction:
         """The numbers now."""
         with self._lock:
             return Stats(
-                events=len(self.seen), results=self._results, empty=self._empty, errors=self._errors,
+                events=len(self.seen), results=self._results, empty=self._empty,
+                held=len(self._order.held) if self._order is not None else 0,
+                late_results=self._order.n_late if self._order is not None else 0,
+                errors=self._errors,
                 retried=self._retried,
                 parked=self._parked.copy(), lost=self._lost.copy(), duplicates=self._duplicates,
                 complete=_without(self.seen, self._partial), partial=self._partial.copy(),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypeAlias
 
-from firstlight.errors import FirstlightError, PipelineError, StreamTimeoutError
+from firstlight.errors import FirstlightError, PipelineError, StreamTimeoutError, WorkerError
 from firstlight.model import View
 from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._reduction import Reduction, Stats
@@ -74,7 +74,8 @@ class Run(abc.ABC):
 
     @property
     def reducer(self) -> Any:
-        """The reducer with what was added up so far. While the run goes on, others add to it; prefer `views`."""
+        """The reducer with what was added up so far, or a mapping of them. While the run goes on, others add to it;
+        prefer `views`."""
         return self._reduction.reducer
 
     def views(self) -> dict[str, View]:
@@ -134,14 +135,18 @@ class Run(abc.ABC):
 
     # -- for executors ----------------------------------------------------------------------------------------------
 
+    #: Another run may go on where this one was stopped.
+    _can_be_continued = False
+
     def _show(self) -> None:
-        """Hand views out when it is time.
+        """Call the reducer's timer, and hand views out, when it is time.
 
         Raises
         ------
         PipelineError
             If the reducer or the receiver of views raises, and the pipeline stops at errors.
         """
+        self._reduction.tick()
         if self._on_view is not None and time.monotonic() >= self._view_at and self._reduction.news:
             self._show_now(self._on_view)
             self._view_at = time.monotonic() + self._view_every_s
@@ -166,10 +171,14 @@ class Run(abc.ABC):
         """The run is over, for this reason."""
         if self._over.is_set():
             return
-        if state != "failed" and self._on_view is not None and self._reduction.news:
+        if state != "failed":
             try:
-                self._show_now(self._on_view)
+                self._reduction.conclude(finish=state != "stopped" or not self._can_be_continued)
+                if self._on_view is not None and self._reduction.news:
+                    self._show_now(self._on_view)
             except PipelineError as failure:
+                if isinstance(failure, WorkerError):
+                    self._reduction.worker_failed(failure)
                 state, error = "failed", failure
         self._reduction.ended()
         self._state = state

@@ -10,6 +10,7 @@ from firstlight.errors import WorkerError
 from firstlight.model import Event
 from firstlight.pipeline._pipeline import Closes, Pipeline, Resets, SetsUp, Worker
 from firstlight.pipeline._records import Record, UserError
+from firstlight.pipeline._reducers import PartError
 
 __all__ = ["Step", "reducer_error", "told", "worker_error"]
 
@@ -125,11 +126,13 @@ def _wrapped(pipeline: Pipeline, error: BaseException, what: str, index: int | N
     )  # fmt: skip
 
 
-def reducer_error(pipeline: Pipeline, index: int | None, error: BaseException) -> WorkerError:
-    """The error for what the reducer raised."""
+def reducer_error(pipeline: Pipeline, where: str, error: BaseException, *, index: int | None = None) -> WorkerError:
+    """The error for what the reducer raised, for example ``at the result of event 3``."""
+    who = f"the reducer of pipeline {pipeline.name!r}"
+    if isinstance(error, PartError) and error.__cause__ is not None:
+        who, error = f"reducer {error.name!r} of pipeline {pipeline.name!r}", error.__cause__
     words = told(error)
-    where = f"at the result of event {index}" if index is not None else "when it was asked for its views"
     return WorkerError(
-        f"the reducer of pipeline {pipeline.name!r} raised {where}: {words.type}: {words.text}",
+        f"{who} raised {where}: {words.type}: {words.text}",
         event_index=index, error_type=words.type, traceback_text=words.traceback,
     )  # fmt: skip

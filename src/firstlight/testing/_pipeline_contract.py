@@ -279,6 +279,99 @@ class BadReducer(Collect):
         super().add(index, result)
 
 
+@dataclass
+class InSequence:
+    """Wants results in order; notes those that come otherwise."""
+
+    ordered = True
+
+    indices: list[int] = field(default_factory=list)
+    late: list[int] = field(default_factory=list)
+
+    def add(self, index: int, result: Any) -> None:
+        if self.indices and index < self.indices[-1]:
+            self.late.append(index)
+        self.indices.append(index)
+
+    def merge(self, other: InSequence) -> None:
+        raise NotImplementedError("order cannot be merged")
+
+    def snapshot(self) -> dict[str, View]:
+        return {"last": Scalar(self.indices[-1])}
+
+
+class InShortSequence(InSequence):
+    """Does not wait for long."""
+
+    max_held = 3
+
+
+@dataclass
+class Ticking(Collect):
+    """Counts its calls, and notices if two of them happen at a time."""
+
+    every_s: float = 0.01
+    next_s: float | None = None
+    calls: int = 0
+    busy: bool = False
+
+    def add(self, index: int, result: Any) -> None:
+        assert not self.busy
+        self.busy = True
+        time.sleep(0.005)
+        super().add(index, result)
+        self.busy = False
+
+    def tick(self) -> float | None:
+        assert not self.busy
+        self.busy = True
+        time.sleep(0.005)
+        self.calls += 1
+        self.busy = False
+        return self.next_s
+
+
+class BadTicks(Collect):
+    """Raises when its time has come."""
+
+    every_s = 0.01
+
+    def tick(self) -> None:
+        raise OSError("no clock")
+
+
+@dataclass
+class Finishing(Collect):
+    """Counts how often it was told that the scan is over, and what it had by then."""
+
+    finished: list[int] = field(default_factory=list)
+
+    def finish(self) -> None:
+        self.finished.append(len(self.found))
+
+    def snapshot(self) -> dict[str, View]:
+        return {"finished": Scalar(len(self.finished))}
+
+
+class BadEnd(Collect):
+    """Cannot finish."""
+
+    def finish(self) -> None:
+        raise OSError("disk full")
+
+
+@dataclass(frozen=True)
+class SomeHaveNone:
+    """Returns None at every third event, and raises at some."""
+
+    raises_at: tuple[int, ...] = ()
+
+    def __call__(self, event: Event) -> int | None:
+        if event.index in self.raises_at:
+            raise ValueError(f"cannot make sense of frame {event.index}")
+        return event.index if event.index % 3 else None
+
+
 def unsendable(event: Event) -> object:
     """A result that cannot leave its process."""
     return object()
@@ -427,6 +520,89 @@ class PipelineContract:
         with pytest.raises(PipelineError, match=r"on_view .* raised OSError: no page"):
             running.result()
 
+    # -- what reducers may ask for ----------------------------------------------------------------------------------
+
+    def reducing(self, reducer: Any, worker: Any = mixed, **more: Any) -> Pipeline:
+        """A pipeline with this reducer."""
+        return Pipeline("reducing", inputs=["eiger"], worker=worker, reducer=reducer, **more)
+
+    def permuted(self, ids: Sequence[int], seed: int = 6) -> ContractData:
+        """These frames, in some order."""
+        order = np.random.default_rng(seed).permutation(np.array(ids))
+        return ContractData.of(ids, arrival=[("eiger", int(index)) for index in order])
+
+    def test_an_ordered_reducer_gets_results_by_rising_index(self) -> None:
+        ids = [index for index in range(1, 61) if index not in (7, 8, 31)]
+        pipeline = self.reducing(InSequence, SomeHaveNone(raises_at=(20,)), on_error="skip", max_attempts=1)
+        running = self.run(pipeline, self.permuted(ids))
+        found = running.result()
+        assert found.indices == [index for index in ids if index % 3 and index != 20] and not found.late
+        stats = running.stats
+        assert (stats.held, stats.late_results) == (0, 0) and list(stats.parked) == [(20, 20)]
+        assert stats.events == stats.results + stats.empty + len(stats.parked) == len(ids)
+
+    def test_an_ordered_reducer_waits_for_no_more_results_than_it_says(self) -> None:
+        ids = [*range(2, 41), 1]
+        data = ContractData.of(ids, arrival=[("eiger", index) for index in ids])
+        running = self.run(self.reducing(InShortSequence), data)
+        found = running.result()
+        assert sorted(found.indices) == list(range(1, 41))
+        assert running.stats.late_results >= len(found.late) and running.stats.held == 0
+
+    def test_several_reducers_get_every_result(self) -> None:
+        pipeline = Pipeline(
+            "mean", inputs=["eiger"], worker=RowMeans(), reducer={"mean": MeanRows, "all": Collect, "order": InSequence}
+        )
+        running = self.run(pipeline, self.permuted(range(1, 31)))
+        found = running.result()
+        assert list(found) == ["mean", "all", "order"] and len(found) == 3
+        np.testing.assert_allclose(found["mean"].total, _expected(range(1, 31)))
+        assert sorted(found["all"].found) == found["order"].indices == list(range(1, 31))
+        assert set(running.views()) == {"mean/rows", "mean/n", "all/n", "order/last"}
+
+    def test_of_several_reducers_the_one_that_raises_is_named(self) -> None:
+        several = {"good": Collect, "bad": BadReducer, "too": Collect}
+        running = self.run(self.reducing(several), ContractData.of(range(1, 6)))
+        with pytest.raises(WorkerError, match=r"reducer 'bad' of pipeline 'reducing' raised at the result of event 3"):
+            running.result()
+        running = self.run(self.reducing(several, on_error="skip"), ContractData.of(range(1, 6)))
+        found = running.result()
+        assert sorted(found["good"].found) == sorted(found["too"].found) == [1, 2, 3, 4, 5]
+        assert sorted(found["bad"].found) == [1, 2, 4, 5]
+        assert list(running.stats.parked) == [(3, 3)] and running.stats.errors == 1
+
+    def test_a_reducer_is_called_from_time_to_time(self) -> None:
+        ticking = self.run(self.reducing(Ticking, Slow(0.01)), ContractData.of(range(1, 31))).result()
+        assert len(ticking.found) == 30 and ticking.calls >= 2
+        several = {"once": lambda: Ticking(next_s=3600.0), "often": Ticking, "none": Collect}
+        found = self.run(self.reducing(several, Slow(0.01)), ContractData.of(range(1, 31))).result()
+        assert found["once"].calls == 1 and found["often"].calls >= 2
+
+    def test_a_timer_that_raises_is_an_error_of_the_reducer(self) -> None:
+        running = self.run(self.reducing(BadTicks, Slow(0.01)), ContractData.of(range(1, 31)))
+        with pytest.raises(WorkerError, match=r"raised when its tick\(\) was called: OSError: no clock"):
+            running.result()
+        running = self.run(self.reducing(BadTicks, Slow(0.01), on_error="skip"), ContractData.of(range(1, 31)))
+        assert len(running.result().found) == 30 and running.stats.errors >= 1
+        assert running.stats.last_errors[0].index is None
+        with pytest.raises(ConfigurationError, match="every_s of a reducer is a time in seconds above 0, not -1"):
+            run(self.reducing(lambda: Ticking(every_s=-1)), self.source(ContractData.of([1])), on=self.executor())
+
+    def test_a_reducer_is_told_once_that_the_scan_is_over(self) -> None:
+        shown: list[Mapping[str, View]] = []
+        running = self.run(self.reducing(Finishing), ContractData.of(range(1, 11)), on_view=shown.append)
+        assert running.result().finished == [10] and shown[-1] == {"finished": Scalar(1)}
+        running = self.run(self.reducing(Finishing), ContractData.of([1, 2], aborted={"eiger": "beam dump"}))
+        assert running.state == "aborted" and running.reducer.finished == [2]
+        running = self.run(self.reducing(Finishing, Raises((1,))), ContractData.of([1, 2]))
+        assert running.state == "failed" and running.reducer.finished == []
+
+    def test_a_reducer_that_cannot_finish_fails_the_run(self) -> None:
+        running = self.run(self.reducing({"good": Finishing, "bad": BadEnd}), ContractData.of([1, 2]))
+        with pytest.raises(WorkerError, match=r"reducer 'bad' .* raised when its finish\(\) was called: OSError: disk"):
+            running.result()
+        assert running.state == "failed" and running.reducer["good"].finished == [2]
+
     # -- errors of user code ----------------------------------------------------------------------------------------
 
     def raising(self, **more: Any) -> Pipeline:
@@ -450,7 +626,7 @@ class PipelineContract:
         stats = running.stats
         assert list(stats.parked) == [(3, 3), (5, 5)]
         assert (stats.events, stats.results, stats.errors, stats.retried) == (8, 6, 4, 2)
-        assert sorted(error.index for error in stats.last_errors) == [3, 5]
+        assert {error.index for error in stats.last_errors} == {3, 5}
         assert "ValueError" in stats.last_errors[0].error.traceback
 
     def test_an_error_that_passes_is_tried_again(self) -> None:
