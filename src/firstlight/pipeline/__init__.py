@@ -32,6 +32,7 @@ from firstlight.pipeline._align_values import (
 from firstlight.pipeline._assign import Assignment, Dispatch
 from firstlight.pipeline._inline import Inline
 from firstlight.pipeline._live import Live
+from firstlight.pipeline._parameters import Parameter, ParameterKind, ParameterSet, ParameterSpec
 from firstlight.pipeline._pipeline import Pipeline, Worker
 from firstlight.pipeline._processes import Processes
 from firstlight.pipeline._recorder import Recorded, Recorder
@@ -77,6 +78,10 @@ __all__ = [
     "OnView",
     "OpenSource",
     "Ordered",
+    "Parameter",
+    "ParameterKind",
+    "ParameterSet",
+    "ParameterSpec",
     "Partial",
     "Pipeline",
     "Processes",

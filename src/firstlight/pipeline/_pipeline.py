@@ -7,14 +7,12 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, Literal, Protocol, TypeAlias, get_type_hints, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
-import msgspec
-
-from firstlight.errors import ConfigurationError, DataError
+from firstlight.errors import ConfigurationError
 from firstlight.model import Event, StreamId
 from firstlight.pipeline._align import Align, ByIndex
-from firstlight.pipeline._encoding import pack
+from firstlight.pipeline._parameters import ParameterSpec, current_values, fingerprint, parameter_specs
 from firstlight.pipeline._reducers import MakeReducer, make_reducer
 
 __all__ = ["Closes", "OnError", "Pipeline", "Resets", "ResultEncoding", "SetsUp", "Worker"]
@@ -68,7 +66,7 @@ class Pipeline:
     worker
         Called with each event. A class is made anew in each process and for each scan, anything else is copied there,
         and so must be defined in a module or a script; one with a ``reset()`` stays from scan to scan. Fields of a
-        dataclass are the parameters.
+        dataclass are the parameters, see `Parameter`.
     reducer
         Makes a new reducer: a class or a function. Or several of them by name: each gets every result.
     align
@@ -162,67 +160,46 @@ class Pipeline:
     @property
     def parameters(self) -> dict[str, Any]:
         """The worker's fields and their values; empty if it is not a dataclass."""
-        worker = self.worker
-        if isinstance(worker, type) or not dataclasses.is_dataclass(worker):
-            return {}
-        return {f.name: getattr(worker, f.name) for f in dataclasses.fields(worker)}
+        return current_values(self.worker)
+
+    @property
+    def parameter_specs(self) -> tuple[ParameterSpec, ...]:
+        """What its parameters may be; empty if the worker is not a dataclass."""
+        return parameter_specs(self.worker)
 
     @property
     def parameters_hash(self) -> str:
         """Sixteen hexadecimal digits that differ when the worker's class or a parameter differs; each result carries
-        them."""
+        them. Files count with their content."""
         kind = self.worker if hasattr(self.worker, "__qualname__") else type(self.worker)
         digest = blake2b(f"{kind.__module__}:{self.worker_name}".encode(), digest_size=8)
         for name, value in self.parameters.items():
-            digest.update(name.encode() + b"\0" + _fingerprint(value) + b"\0")
+            digest.update(name.encode() + b"\0" + fingerprint(value) + b"\0")
         return digest.hexdigest()
 
     def with_parameters(self, **values: Any) -> Pipeline:
         """The same pipeline with other parameters of its worker.
 
-        Text is read as the type that the field declares, so that a command line can set it: ``n_bins="500"``.
+        Text is read as the type that the field declares, so that a command line can set it: ``n_bins="500"``. See
+        `ParameterSpec` for what else is understood.
 
         Raises
         ------
         ConfigurationError
-            If the worker has no such field, or the value does not fit its type.
+            If the worker has no such field, the value does not fit its type or its limits, or the worker refuses it.
         """
         worker: Any = self.worker
         if not values:
             return self
         if not dataclasses.is_dataclass(worker):
             raise ConfigurationError(f"worker {self.worker_name} has no parameters: it is not a dataclass")
-        kind = worker if isinstance(worker, type) else type(worker)
-        names = {f.name for f in dataclasses.fields(worker) if f.init}
-        if unknown := sorted(set(values) - names):
-            known = ", ".join(sorted(names)) or "none"
+        specs = {spec.name: spec for spec in self.parameter_specs}
+        if unknown := sorted(set(values) - set(specs)):
+            known = ", ".join(sorted(specs)) or "none"
             raise ConfigurationError(f"worker {self.worker_name} has no parameter {unknown[0]!r}; it has {known}")
-        hints = get_type_hints(kind)
-        fitting = {name: _fitted(name, value, hints[name]) for name, value in values.items()}
+        fitting = {name: specs[name].convert(value) for name, value in values.items()}
         try:
-            changed: Any = kind(**fitting) if isinstance(worker, type) else dataclasses.replace(worker, **fitting)
-        except TypeError as error:
+            changed: Any = worker(**fitting) if isinstance(worker, type) else dataclasses.replace(worker, **fitting)
+        except Exception as error:  # user code: it may check its fields itself
             raise ConfigurationError(f"worker {self.worker_name} cannot be made: {error}") from error
         return dataclasses.replace(self, worker=changed)
-
-
-def _fitted(name: str, value: Any, kind: Any) -> Any:
-    if isinstance(value, str) and kind is not str:
-        try:
-            value = msgspec.json.decode(value)
-        except msgspec.DecodeError:
-            pass  # text that is not JSON is text: a path, a name
-    try:
-        return msgspec.convert(value, kind, strict=False)
-    except msgspec.ValidationError as error:
-        raise ConfigurationError(f"parameter {name} cannot be {value!r}: {error}", parameter=name) from error
-    except TypeError:
-        return value  # a type that msgspec does not know, for example an array: the worker has the last word
-
-
-def _fingerprint(value: Any) -> bytes:
-    try:
-        return pack(value)
-    except DataError:
-        # A compiled kernel or an open file has no value to compare; that it is there is all that can be said.
-        return f"{type(value).__module__}.{type(value).__qualname__}".encode()

@@ -17,6 +17,7 @@ from firstlight.errors import (
 )
 from firstlight.model import StreamId
 from firstlight.pipeline._live import Live
+from firstlight.pipeline._parameters import plain
 from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._records import Record, from_message, to_wire
 from firstlight.pipeline._reduction import Reduction
@@ -62,7 +63,7 @@ class Results:
             "worker": self._pipeline.worker_name,
             "inputs": list(self._pipeline.inputs),
             "input_stream": live.stream,
-            "parameters": {name: _plain(value) for name, value in self._pipeline.parameters.items()},
+            "parameters": {name: plain(value) for name, value in self._pipeline.parameters.items()},
             "parameters_hash": self._pipeline.parameters_hash,
         }
         earlier = self._earlier()
@@ -142,12 +143,3 @@ class Results:
         self._thread.join()
         if self._producer is not None:
             self._producer.close()
-
-
-def _plain(value: Any) -> Any:
-    """A parameter as far as JSON can hold it; of others the type."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return f"<{type(value).__qualname__}>"

@@ -61,7 +61,7 @@ def test_a_name_has_to_make_a_source() -> None:
 
 
 def test_parameters_are_the_fields_of_the_worker() -> None:
-    assert saxs().parameters == {"center_px": (32.0, 40.0), "n_bins": 100, "label": "q", "mask": None, "seen": []}
+    assert saxs().parameters == {"center_px": (32.0, 40.0), "n_bins": 100, "label": "q", "mask": None}
     assert saxs(mixed).parameters == {} and saxs(mixed).worker_name == "mixed"
     assert saxs(Plain).parameters == {} and saxs(Plain).worker_name == "Plain"
 
