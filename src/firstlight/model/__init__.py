@@ -18,7 +18,7 @@ from firstlight.model._batch import (
     runs_of,
 )
 from firstlight.model._codecs import decode, encode
-from firstlight.model._event import Event, MessageRow
+from firstlight.model._event import Event, Later, MessageRow
 from firstlight.model._header import Header, get, put, units_of
 from firstlight.model._ids import DEFAULT_BEAMTIME, StreamId
 from firstlight.model._message import Dataset, Message
@@ -67,6 +67,7 @@ __all__ = [
     "In",
     "Keep",
     "Key",
+    "Later",
     "Line",
     "Message",
     "MessageRow",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from numpy.typing import NDArray
 
-from firstlight.errors import DataError
+from firstlight.errors import DataError, MessageEvictedError, MessageNotFoundError
 from firstlight.model._message import Dataset, Message
 
-__all__ = ["Event", "MessageRow"]
+__all__ = ["Event", "Later", "MessageRow"]
 
 
 class MessageRow:
@@ -72,6 +72,21 @@ class MessageRow:
         return f"<row {self.row} of {self.message!r}>"
 
 
+class Later:
+    """A part of an event that is fetched or made when somebody asks for it.
+
+    Parameters
+    ----------
+    load
+        Called with the event, once.
+    """
+
+    __slots__ = ("load",)
+
+    def __init__(self, load: Callable[[Event], Any]) -> None:
+        self.load = load
+
+
 class Event(Mapping[str, Any]):
     """The messages of all inputs of a pipeline that belong together, by the name of the input.
 
@@ -88,6 +103,13 @@ class Event(Mapping[str, Any]):
         1, 2, 3, ...: what makes the event unique in its run. Aligned by index, it is the id of the messages.
     messages
         One for each input that has one.
+    made
+        What is made of them, by its name: the image of a detector that is made of modules.
+
+    Attributes
+    ----------
+    lost
+        Why a message that was fetched `Later` could not be had; None as long as all could.
 
     Examples
     --------
@@ -97,27 +119,40 @@ class Event(Mapping[str, Any]):
             return int(event["eiger"].array.max())
     """
 
-    __slots__ = ("_messages", "index")
+    __slots__ = ("_made", "_messages", "index", "lost")
 
-    def __init__(self, index: int, messages: Mapping[str, Message | Dataset | MessageRow]) -> None:
+    def __init__(self, index: int, messages: Mapping[str, Any], *, made: Mapping[str, Later] | None = None) -> None:
         self.index = index
-        self._messages = dict(messages)
+        self.lost: MessageEvictedError | MessageNotFoundError | None = None
+        self._messages: dict[str, Any] = dict(messages)
+        self._made: dict[str, Any] = dict(made or {})
 
     def __getitem__(self, name: str) -> Any:
+        parts = self._made if name in self._made else self._messages
         try:
-            return self._messages[name]
+            found = parts[name]
         except KeyError:
-            known = ", ".join(self._messages) or "none"
+            known = ", ".join(self) or "none"
             raise KeyError(f"event {self.index} has no input {name!r}; its inputs: {known}") from None
+        if isinstance(found, Later):
+            found = parts[name] = self._loaded(found)
+        return found
+
+    def _loaded(self, part: Later) -> Any:
+        try:
+            return part.load(self)
+        except (MessageEvictedError, MessageNotFoundError) as error:
+            self.lost = error
+            raise
 
     def __contains__(self, name: object) -> bool:
-        return name in self._messages
+        return name in self._messages or name in self._made
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._messages)
+        return iter(self._messages | self._made)
 
     def __len__(self) -> int:
-        return len(self._messages)
+        return len(self._messages | self._made)
 
     def row(self, name: str) -> int | None:
         """Which trigger of its message the input `name` has in this event, from 0; None if the message is one trigger.
@@ -144,8 +179,8 @@ class Event(Mapping[str, Any]):
         for message in self._messages.values():
             if isinstance(message, Dataset):
                 yield from message
-            else:
+            elif not isinstance(message, Later):
                 yield message
 
     def __repr__(self) -> str:
-        return f"<Event {self.index}: {', '.join(self._messages)}>"
+        return f"<Event {self.index}: {', '.join(self)}>"

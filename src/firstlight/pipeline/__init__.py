@@ -30,6 +30,7 @@ from firstlight.pipeline._align_values import (
     Unmatched,
 )
 from firstlight.pipeline._assign import Assignment, Dispatch
+from firstlight.pipeline._detectors import DetectorImage
 from firstlight.pipeline._inline import Inline
 from firstlight.pipeline._live import Live
 from firstlight.pipeline._parameters import Parameter, ParameterKind, ParameterSet, ParameterSpec
@@ -58,6 +59,7 @@ __all__ = [
     "ByTimestamp",
     "ByTriggerMap",
     "Descriptor",
+    "DetectorImage",
     "Dispatch",
     "Drop",
     "Dropped",

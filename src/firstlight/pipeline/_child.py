@@ -16,7 +16,6 @@ from typing import Any
 
 from firstlight.client import Client
 from firstlight.errors import FirstlightError, MessageEvictedError, MessageNotFoundError, PipelineError, WorkerError
-from firstlight.model import Event
 from firstlight.pipeline._feeds import Feed, GroupFeed, ShareFeed, Task
 from firstlight.pipeline._inline import lost_record
 from firstlight.pipeline._live import Live
@@ -243,7 +242,7 @@ class _Work:
         if task.known:
             return None
         try:
-            event = Event(task.index, task.load())
+            event = self._job.pipeline.event(task.index, task.load())
         except (MessageEvictedError, MessageNotFoundError) as error:
             return self._to_wire(lost_record(task.index, error))
         self._slot.show(task.index)

@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 
 from firstlight.errors import DataError
 from firstlight.model import ArraySpec
+from firstlight.processors import Assembled
 
 __all__ = ["decode_result", "encode_result", "pack", "unpack"]
 
@@ -55,6 +56,8 @@ def encode_result(value: Any, encoding: str) -> tuple[bytes | NDArray[Any], str]
     """
     if encoding == "pickle":
         return pickle.dumps(value, protocol=5), "pickle"
+    if isinstance(value, Assembled):
+        value = np.asarray(value)
     if type(value) is np.ndarray and _can_be_described(value):
         return value, "array"
     return pack(value), "msgpack"
@@ -118,7 +121,7 @@ def _wrapped(value: Any, depth: int) -> Any:
         return _wrapped_dict(value, depth + 1)
     if kind is list:
         return [_wrapped(item, depth + 1) for item in value]
-    if kind is np.ndarray or isinstance(value, np.generic):
+    if kind is np.ndarray or isinstance(value, np.generic | Assembled):
         return _wrapped_array(np.asarray(value))
     if kind is tuple or kind is set:
         return _extension(_TUPLE if kind is tuple else _SET, [_wrapped(item, depth + 1) for item in value])

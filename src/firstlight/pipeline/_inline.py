@@ -15,7 +15,6 @@ from firstlight.errors import (
     StreamAbortedError,
     WorkerError,
 )
-from firstlight.model import Event
 from firstlight.pipeline._align import Action, Aligner, Ready
 from firstlight.pipeline._live import Live
 from firstlight.pipeline._pipeline import Pipeline
@@ -161,7 +160,7 @@ class InlineRun(Run):
         except (MessageEvictedError, MessageNotFoundError) as error:
             self._reduction.take(lost_record(action.index, error))
             return
-        record, _ = step.run(Event(action.index, messages))
+        record, _ = step.run(self.pipeline.event(action.index, messages))
         self._reduction.take(record)
 
 

@@ -12,8 +12,10 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 from firstlight.errors import ConfigurationError
 from firstlight.model import Event, StreamId
 from firstlight.pipeline._align import Align, ByIndex
+from firstlight.pipeline._detectors import check_detectors, images_of
 from firstlight.pipeline._parameters import ParameterSpec, current_values, fingerprint, parameter_specs
 from firstlight.pipeline._reducers import MakeReducer, make_reducer
+from firstlight.processors import Layout
 
 __all__ = ["Closes", "OnError", "Pipeline", "Resets", "ResultEncoding", "SetsUp", "Worker"]
 
@@ -71,6 +73,9 @@ class Pipeline:
         Makes a new reducer: a class or a function. Or several of them by name: each gets every result.
     align
         How messages of the inputs become events.
+    detectors
+        Detectors that are made of modules, and how: the event has a `DetectorImage` under each name. Modules are inputs;
+        where the layout numbers them, they are the parts of the input that has the name of the detector.
     on_error
         ``stop``: the first exception of the worker or the reducer ends the run with `WorkerError`. ``skip``: the worker
         is tried again up to `max_attempts` times, then the event is parked: counted and listed, without a result.
@@ -103,6 +108,7 @@ class Pipeline:
     worker: Callable[..., Any] = field(kw_only=True)
     reducer: MakeReducer | Mapping[str, MakeReducer] = field(kw_only=True)
     align: Align = field(default=ByIndex(), kw_only=True)
+    detectors: Mapping[str, Layout] = field(default_factory=dict, kw_only=True)
     on_error: OnError = field(default="stop", kw_only=True)
     max_attempts: int = field(default=3, kw_only=True)
     results: ResultEncoding = field(default="msgpack", kw_only=True)
@@ -119,6 +125,7 @@ class Pipeline:
         if not callable(self.worker):
             raise ConfigurationError(f"the worker of pipeline {self.name!r} cannot be called: {self.worker!r}")
         self._check_reducer()
+        check_detectors(self.name, self.detectors, self.inputs)
         self._check_choices()
 
     def _check_reducer(self) -> None:
@@ -151,6 +158,10 @@ class Pipeline:
         """A new reducer, or several as one."""
         return make_reducer(self.reducer)
 
+    def event(self, index: int, messages: Mapping[str, Any]) -> Event:
+        """The event that the worker is called with: messages by input, and what is made of them."""
+        return Event(index, messages, made=images_of(self.detectors, messages))
+
     @property
     def worker_name(self) -> str:
         """How messages to people call the worker."""
@@ -175,6 +186,8 @@ class Pipeline:
         digest = blake2b(f"{kind.__module__}:{self.worker_name}".encode(), digest_size=8)
         for name, value in self.parameters.items():
             digest.update(name.encode() + b"\0" + fingerprint(value) + b"\0")
+        for name, layout in self.detectors.items():
+            digest.update(f"{name}: {layout}".encode())
         return digest.hexdigest()
 
     def with_parameters(self, **values: Any) -> Pipeline:
