@@ -26,7 +26,8 @@ class TestRecordingInline(PipelineContract):
         self.folder = tmp_path
 
     def source(self, data: ContractData) -> Source:
-        return Recording(record_data(self.folder / "scan.flrec", data))
+        number = len(list(self.folder.glob("*.flrec")))
+        return Recording(record_data(self.folder / f"scan_{number}.flrec", data))
 
     def executor(self) -> Executor:
         return Inline()
