@@ -21,6 +21,7 @@ from firstlight.cli import (
     _produce,
     _record,
     _replay,
+    _run_dranspose,
     _serve,
     _simulate,
     _status,
@@ -82,6 +83,7 @@ def _register() -> None:
         name = f"firstlight.cli.{module}"
         if importlib.util.find_spec(name) is not None:
             app.command(function)(getattr(importlib.import_module(name), function))
+    app.command("run-dranspose", hidden=True)(_run_dranspose.run_dranspose)
     app.add_typer(_config.app, name="config")
     app.add_typer(_token.app, name="token")
 

@@ -58,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     own = given[: given.index("--")] if "--" in given else given
     debug = "--debug" in own or bool(os.environ.get("FIRSTLIGHT_DEBUG"))
     given = [word for word in own if word != "--debug"] + given[len(own) :]
+    if given[:1] == ["run"] and "--dranspose" in own:
+        # Its options are those of dranspose, where -w names the worker: a verb of its own behind the same word.
+        given = ["run-dranspose", *(word for word in given[1:] if word != "--dranspose")]
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="firstlight: %(message)s")
     if not debug:
         sys.excepthook = _say_bug

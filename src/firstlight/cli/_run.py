@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from firstlight.model import Ranges
     from firstlight.pipeline import Executor, Pipeline, Run, Source, Stats, View
 
-__all__ = ["load_pipeline", "run"]
+__all__ = ["fail", "follow", "load_pipeline", "run", "tell"]
 
 #: Errors whose tracebacks are shown at the end of a run that skips them.
 _SHOWN_ERRORS = 3
@@ -64,6 +64,10 @@ def run(
     beamtime: Beamtime = None,
     url: Url = None,
     as_json: Json = False,
+    dranspose: Annotated[
+        bool,
+        typer.Option("--dranspose", help="Run classes written for dranspose; see `firstlight run --dranspose --help`."),
+    ] = False,
 ) -> None:
     """Run a pipeline to the end of its streams, and show what its reducer shows.
 
@@ -77,9 +81,9 @@ def run(
     if skip_errors:
         pipeline = dataclasses.replace(pipeline, on_error="skip")
     source = _source(stream, segments, beamtime, url, group, timeout)
-    running = _follow(pipeline, source, _executor(workers), as_json)
-    _tell(running, as_json)
-    _fail(running)
+    running = follow(pipeline, source, _executor(workers), as_json)
+    tell(running, as_json)
+    fail(running)
 
 
 def load_pipeline(target: str) -> Pipeline:
@@ -180,7 +184,7 @@ def _executor(workers: int) -> Executor:
     return Processes(workers) if workers else Inline()
 
 
-def _follow(pipeline: Pipeline, source: Source, executor: Executor, as_json: bool) -> Run:
+def follow(pipeline: Pipeline, source: Source, executor: Executor, as_json: bool) -> Run:
     """Run to the end, with a sign of life."""
     from firstlight.pipeline import run as start
 
@@ -259,7 +263,7 @@ def _lists(by_input: Mapping[str, Ranges]) -> dict[str, list[tuple[int, int]]]:
     return {name: list(ids) for name, ids in by_input.items()}
 
 
-def _tell(running: Run, as_json: bool) -> None:
+def tell(running: Run, as_json: bool) -> None:
     """What came out, on stdout; what went wrong on the way, on stderr."""
     stats = running.stats
     views = running.views() if running.state != "failed" else {}
@@ -341,12 +345,12 @@ def _span(values: Any) -> str:
     return f"{seen.min():g} to {seen.max():g}" if seen.size else "empty"
 
 
-def _fail(running: Run) -> None:
+def fail(running: Run) -> None:
     """Leave with the exit code that the end of the run deserves."""
     error = running.error
     if error is not None:
         trace = error.values.get("traceback_text") if isinstance(error, PipelineError) else None
-        # The error that ended the run is most often among those that `_tell` has shown.
+        # The error that ended the run is most often among those that `tell` has shown.
         if trace and trace not in [shown.error.traceback for shown in running.stats.last_errors[:_SHOWN_ERRORS]]:
             note(trace.rstrip())
         raise error

@@ -44,7 +44,7 @@ from firstlight.pipeline._reduction import EventError, Stats
 from firstlight.pipeline._replay import Due, Replayed, replay
 from firstlight.pipeline._run import Executor, OnView, Run, State
 from firstlight.pipeline._segments import Segments
-from firstlight.pipeline._sources import Arrival, Ended, Items, OpenSource, Source, Tidings
+from firstlight.pipeline._sources import Arrival, Ended, Items, OpenSource, Source, Tidings, message_of
 
 __all__ = [
     "Action",
@@ -112,6 +112,7 @@ __all__ = [
     "View",
     "Worker",
     "from_message",
+    "message_of",
     "replay",
     "run",
 ]

@@ -31,7 +31,7 @@ from firstlight.model import (
 from firstlight.pipeline._align import Align
 from firstlight.pipeline._align_values import Descriptor, Ready
 
-__all__ = ["Arrival", "AtHand", "Ended", "Items", "OpenSource", "Source", "Tidings", "looked_at"]
+__all__ = ["Arrival", "AtHand", "Ended", "Items", "OpenSource", "Source", "Tidings", "looked_at", "message_of"]
 
 Found: TypeAlias = Message | Dataset
 

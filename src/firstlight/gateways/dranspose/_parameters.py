@@ -1,0 +1,130 @@
+"""Parameters of payloads: named bytes, which a payload may describe with a type and a default."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import cbor2
+import msgspec
+
+from firstlight.errors import ConfigurationError
+from firstlight.gateways.dranspose._classes import ParameterList, WorkParameter
+
+__all__ = ["Description", "check_value", "described", "hash_of", "read_parameters", "with_defaults", "work_parameters"]
+
+#: One of dranspose's ``StrParameter``, ``IntParameter``, ...
+Description = Any
+
+
+def described(classes: Iterable[Any]) -> dict[str, Description]:
+    """What the classes say about their parameters, by name.
+
+    Raises
+    ------
+    ConfigurationError
+        If a ``describe_parameters`` raises, or returns something else than a list of parameters.
+    """
+    found: dict[str, Description] = {}
+    for kind in classes:
+        if not hasattr(kind, "describe_parameters"):
+            continue
+        try:
+            given = ParameterList.validate_python(kind.describe_parameters())
+        except Exception as error:  # user code
+            raise ConfigurationError(
+                f"describe_parameters of {kind.__module__}:{kind.__name__} cannot be used: {error}"
+            ) from error
+        found |= {str(parameter.name): parameter for parameter in given}
+    return dict(sorted(found.items()))
+
+
+def with_defaults(values: Mapping[str, bytes], descriptions: Mapping[str, Description]) -> dict[str, bytes]:
+    """The values, and the defaults of those that are described and not given."""
+    defaults = {name: kind.to_bytes(kind.default) for name, kind in descriptions.items()}
+    return defaults | dict(values)
+
+
+def check_value(name: str, data: bytes, descriptions: Mapping[str, Description]) -> None:
+    """Refuse what is not of the described type; dranspose would make 0 or False of it.
+
+    Raises
+    ------
+    ConfigurationError
+        With the name and the type.
+    """
+    kind = descriptions[name].dtype if name in descriptions else "binary"
+    try:
+        if kind == "int":
+            int(data)
+        elif kind == "float":
+            float(data)
+        elif kind == "str":
+            data.decode()
+        elif kind == "bool" and data not in (b"True", b"False"):
+            raise ValueError("write True or False")
+    except ValueError as error:
+        raise ConfigurationError(f"parameter {name} is of type {kind}: {error}", parameter=name) from None
+
+
+def work_parameters(values: Mapping[str, bytes], descriptions: Mapping[str, Description]) -> dict[str, Any]:
+    """What payloads are given: ``WorkParameter`` by name, with a typed value where that is described."""
+    return {
+        name: WorkParameter(
+            name=name, data=data, value=descriptions[name].from_bytes(data) if name in descriptions else None
+        )
+        for name, data in values.items()
+    }
+
+
+def hash_of(values: Mapping[str, bytes]) -> str:
+    """64 hexadecimal digits that tell sets of values apart; the same values have the same."""
+    digest = hashlib.sha256()
+    for name in sorted(values):
+        for part in (name.encode(), values[name]):
+            digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.hexdigest()
+
+
+def read_parameters(path: Path) -> dict[str, bytes]:
+    """The values in a parameters file: a list of ``{"name", "data"}`` as JSON or CBOR.
+
+    A pickle is read only if the file is named ``.pickle`` or ``.pkl``: reading one can run any code.
+
+    Raises
+    ------
+    ConfigurationError
+        If the file does not exist, or holds something else.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"cannot read parameters from {path}: {error.strerror}", path=str(path)) from error
+    try:
+        return dict(_named(entry) for entry in _entries(path, data))
+    except Exception as error:  # a pickle may raise anything
+        raise ConfigurationError(
+            f"{path} is no list of parameters {{name, data}} in JSON or CBOR: {error}", path=str(path)
+        ) from error
+
+
+def _entries(path: Path, data: bytes) -> list[Any]:
+    if path.suffix in (".pickle", ".pkl"):
+        found = pickle.loads(data)
+    elif path.suffix == ".json" or data.lstrip()[:1] == b"[":
+        found = msgspec.json.decode(data)
+    else:
+        found = cbor2.loads(data)
+    if not isinstance(found, list | tuple):
+        raise TypeError(f"it holds a {type(found).__name__}")
+    return list(found)
+
+
+def _named(entry: Any) -> tuple[str, bytes]:
+    name, data = (entry["name"], entry["data"]) if isinstance(entry, Mapping) else (entry.name, entry.data)
+    if not isinstance(name, str) or not isinstance(data, str | bytes):
+        raise TypeError(f"a parameter has a name and text or bytes, not {entry!r}")
+    return name, data.encode() if isinstance(data, str) else data

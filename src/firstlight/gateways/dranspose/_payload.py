@@ -1,0 +1,160 @@
+"""A worker and a reducer class, and the parameters of both: what a run of a dranspose payload is made of."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from firstlight.gateways.dranspose._board import Board
+from firstlight.gateways.dranspose._classes import ParameterList, load_class
+from firstlight.gateways.dranspose._parameters import (
+    check_value,
+    described,
+    hash_of,
+    with_defaults,
+    work_parameters,
+)
+from firstlight.gateways.dranspose._recorded import EVENTS, AsRecorded
+from firstlight.gateways.dranspose._reducer import PayloadReducer
+from firstlight.gateways.dranspose._worker import PayloadWorker
+from firstlight.pipeline import Align, Pipeline
+
+__all__ = ["Payload"]
+
+#: Of the death of a worker process; what the payload raises is not tried again.
+_MAX_ATTEMPTS = 3
+
+
+class Payload:
+    """A worker and a reducer class written for dranspose 0.2.0.
+
+    Each pipeline that it makes is for one scan: new objects of both classes, with the contexts and the parameters of
+    those before. To be closed at the end, which calls ``close`` of the reducer.
+
+    Parameters
+    ----------
+    worker, reducer
+        ``module:Class``; modules are looked for in the working directory, too.
+    parameters
+        Values to begin with, as bytes; those that the classes describe and are not given have their defaults.
+
+    Raises
+    ------
+    ConfigurationError
+        If dranspose is not installed, a class cannot be loaded, or a value is not of the type that is described.
+
+    Examples
+    --------
+    ::
+
+        with Payload("src.worker:FluorescenceWorker", "src.reducer:FluorescenceReducer") as payload:
+            running = run(payload.pipeline(), Cbors(["xspress3.cbors"]), on=Processes(2))
+            running.result()
+            payload.finish()
+            print(payload.publish)
+    """
+
+    def __init__(self, worker: str, reducer: str, *, parameters: Mapping[str, bytes] | None = None) -> None:
+        self.worker = worker
+        self.reducer = reducer
+        self._kind = load_class(reducer)
+        self.descriptions = described((load_class(worker), self._kind))
+        self._changing = threading.Lock()
+        self._values: dict[str, bytes] = {}
+        self._work_parameters: dict[str, Any] = {}
+        self._context: dict[Any, Any] = {}
+        self._current: PayloadReducer | None = None
+        for name, data in (parameters or {}).items():
+            check_value(name, data, self.descriptions)
+        self._board = Board()
+        self._put(with_defaults(parameters or {}, self.descriptions))
+
+    # -- scans ------------------------------------------------------------------------------------------------------
+
+    def pipeline(
+        self, inputs: Sequence[str] = (EVENTS,), *, align: Align | None = None, name: str = "dranspose"
+    ) -> Pipeline:
+        """The pipeline of a scan: of a recording, or of streams of the service."""
+        descriptions = ParameterList.dump_json(list(self.descriptions.values()))
+        worker = PayloadWorker(self.worker, self._board, descriptions, secrets.token_hex(8))
+        return Pipeline(
+            name, inputs=inputs, worker=worker, reducer=self._new_reducer, align=align or AsRecorded(),
+            on_error="skip", max_attempts=_MAX_ATTEMPTS,
+        )  # fmt: skip
+
+    def _new_reducer(self) -> PayloadReducer:
+        if self._current is not None:
+            self._current.retire()
+        self._current = PayloadReducer(self._kind, self._board, self._work_parameters, self._context)
+        return self._current
+
+    def finish(self) -> None:
+        """Tell the reducer that its scan is over."""
+        if self._current is not None:
+            self._current.finish()
+
+    @property
+    def current(self) -> PayloadReducer | None:
+        """The reducer of the newest scan."""
+        return self._current
+
+    @property
+    def publish(self) -> Mapping[Any, Any]:
+        """What the reducer of the newest scan publishes; the payload may go on to change it."""
+        return self._current.published()[0] if self._current is not None else {}
+
+    # -- parameters -------------------------------------------------------------------------------------------------
+
+    @property
+    def parameters(self) -> dict[str, bytes]:
+        """The values now."""
+        with self._changing:
+            return dict(self._values)
+
+    @property
+    def parameters_hash(self) -> str:
+        """Of the values now; each result carries that of its own."""
+        return hash_of(self.parameters)
+
+    def set_parameter(self, name: str, data: bytes) -> str:
+        """Change a parameter, or add one that nobody has described; workers have it with their next event.
+
+        Returns
+        -------
+        str
+            `parameters_hash` of all values together.
+
+        Raises
+        ------
+        ConfigurationError
+            If the value is not of the type that is described.
+        """
+        check_value(name, data, self.descriptions)
+        with self._changing:
+            self._put(self._values | {name: data})
+        return self.parameters_hash
+
+    def _put(self, values: dict[str, bytes]) -> None:
+        self._values = values
+        # In place: payloads may keep the dictionary that they were made with, as under dranspose.
+        self._work_parameters.update(work_parameters(values, self.descriptions))
+        self._board.put(values)
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End the timer, call ``close`` of the reducer, and give back what the runs shared."""
+        if self._current is not None:
+            self._current.close()
+        self._board.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
