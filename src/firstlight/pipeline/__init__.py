@@ -40,11 +40,11 @@ from firstlight.pipeline._recorder import Recorded, Recorder
 from firstlight.pipeline._recording import Recording
 from firstlight.pipeline._records import Record, UserError, from_message
 from firstlight.pipeline._reducers import Finishes, Ordered, Reducer, Reducers, Ticks
-from firstlight.pipeline._reduction import EventError, Stats
 from firstlight.pipeline._replay import Due, Replayed, replay
 from firstlight.pipeline._run import Executor, OnView, Run, State
 from firstlight.pipeline._segments import Segments
 from firstlight.pipeline._sources import Arrival, Ended, Items, OpenSource, Source, Tidings, message_of
+from firstlight.pipeline._stats import EventError, Stats
 
 __all__ = [
     "Action",

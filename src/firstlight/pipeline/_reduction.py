@@ -4,122 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from firstlight.errors import PipelineError, WorkerError
 from firstlight.model import Ranges, View
-from firstlight.monitoring import Histogram, HistogramSnapshot
+from firstlight.monitoring import Histogram
 from firstlight.pipeline._align_values import Action, Again, Dropped, Incomplete, Late, Ready, Unmatched
 from firstlight.pipeline._in_order import InOrder
 from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._records import Record, UserError
 from firstlight.pipeline._reducers import Finishes, PartError, Ticks, Timer, in_order, max_held, parts_of
+from firstlight.pipeline._stats import Counts, EventError, Stats
 from firstlight.pipeline._step import reducer_error
 
-__all__ = ["EventError", "Reduction", "Stats"]
-
-#: Texts of so many errors are kept; all are counted.
-_KEPT_ERRORS = 100
-
-
-@dataclass(frozen=True, slots=True)
-class EventError:
-    """Why an event has no result; `index` is None for what the reducer raised between events."""
-
-    index: int | None
-    error: UserError
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """A run in numbers, at one moment.
-
-    Every event that was formed is in exactly one of `results`, `held`, `empty`, `parked` and `lost` when it is done with, and
-    in exactly one of `complete` and `partial`; what was not formed is `incomplete` or `dropped`.
-
-    Attributes
-    ----------
-    events
-        Events that are done with.
-    results, empty
-        Events with a result that was given to the reducer, and those for which the worker returned None.
-    held
-        Events with a result that waits until the reducer, which wants them in order, has had those before.
-    late_results
-        Results that were given out of order, because too many others would have had to wait for them.
-    errors
-        Exceptions of user code, each attempt counted, and deaths of worker processes.
-    retried
-        Calls of the worker beyond the first one for an event, and events given to somebody else after a worker died.
-    parked
-        Events that were given up after so many attempts, or whose result the reducer did not take.
-    lost
-        Events whose messages were no longer held when their turn came.
-    duplicates
-        Second copies of records, dropped.
-    complete
-        Events that are done with and had everything.
-    partial
-        Events that were formed although inputs had nothing for them, as asked by `Partial`.
-    dropped
-        Events that were given up because inputs had nothing for them, as asked by `Drop`.
-    incomplete
-        Events that some inputs have and others, which have ended, do not.
-    late
-        For each input the events that it had its part of after their deadline.
-    again
-        For each input the events that it had a second part of: a repeated trigger.
-    unmatched
-        For each input the ids of messages that belong to no event.
-    missing
-        For each input the events that it had nothing for, below the highest that any input had; known at the end.
-    workers_died
-        Worker processes that ended without being asked to.
-    available
-        Events of which something has come so far.
-    latency_s
-        From the service having the last message of an event until its result was reduced, in seconds, live only.
-    elapsed_s
-        Since the run began.
-    last_errors
-        Up to 100 of the errors, the oldest first.
-    """
-
-    events: int = 0
-    results: int = 0
-    empty: int = 0
-    held: int = 0
-    late_results: int = 0
-    errors: int = 0
-    retried: int = 0
-    parked: Ranges = field(default_factory=Ranges)
-    lost: Ranges = field(default_factory=Ranges)
-    duplicates: int = 0
-    complete: Ranges = field(default_factory=Ranges)
-    partial: Ranges = field(default_factory=Ranges)
-    dropped: Ranges = field(default_factory=Ranges)
-    incomplete: Ranges = field(default_factory=Ranges)
-    late: Mapping[str, Ranges] = field(default_factory=dict)
-    again: Mapping[str, Ranges] = field(default_factory=dict)
-    unmatched: Mapping[str, Ranges] = field(default_factory=dict)
-    missing: Mapping[str, Ranges] = field(default_factory=dict)
-    workers_died: int = 0
-    available: int = 0
-    latency_s: HistogramSnapshot = field(default_factory=lambda: Histogram().snapshot(), repr=False)
-    elapsed_s: float = 0.0
-    last_errors: tuple[EventError, ...] = ()
-
-    @property
-    def rate_hz(self) -> float:
-        """Events per second since the run began."""
-        return self.events / self.elapsed_s if self.elapsed_s > 0 else 0.0
-
-    @property
-    def lag(self) -> int:
-        """Events that wait to be worked on."""
-        return max(self.available - self.events - len(self.incomplete) - len(self.dropped), 0)
+__all__ = ["Reduction"]
 
 
 class Reduction:
@@ -136,7 +34,7 @@ class Reduction:
         self._live = live
         self._lock = threading.Lock()
         self.reducer = pipeline.make_reducer()
-        self.seen = Ranges()
+        self._counts = Counts()
         #: Only if the reducer wants order: what waits, and which events there are.
         self._order = InOrder[Record](max_held(self.reducer)) if in_order(self.reducer) else None
         self._formed = Ranges()
@@ -148,15 +46,8 @@ class Reduction:
         self._ended: float | None = None
         self._latency = Histogram()
         self._for_everyone: set[int] = set()
-        self._parked, self._lost = Ranges(), Ranges()
-        self._partial, self._dropped, self._incomplete = Ranges(), Ranges(), Ranges()
-        self._late: dict[str, Ranges] = {}
-        self._again: dict[str, Ranges] = {}
-        self._unmatched: dict[str, Ranges] = {}
         self._missing: dict[str, Ranges] = {}
-        self._results = self._empty = self._errors = self._retried = self._duplicates = self._died = 0
         self._available = 0
-        self._last_errors: deque[EventError] = deque(maxlen=_KEPT_ERRORS)
         #: Changes of the reducer, and of how many of them somebody was told.
         self._changes = self._shown = 0
 
@@ -172,21 +63,24 @@ class Reduction:
         """
         with self._lock:
             if record.index in self.seen:
-                self._duplicates += record.index not in self._for_everyone
+                self._counts.duplicates += record.index not in self._for_everyone
                 return
             self.seen.add(record.index, record.index)
             if record.kind != "result":
                 self._count(record)
-                self._without(record)
+                self._no_result(record)
                 self._has_none(record.index, record.index)
             elif self._order is None:
                 self._give([record])
             else:
-                self._give(self._order.put(record.index, record))
+                n_late = self._order.n_late
+                ready = self._order.put(record.index, record)
+                self._counts.late_results += self._order.n_late - n_late
+                self._give(ready)
 
     def _count(self, record: Record) -> None:
-        self._retried += record.attempts - 1
-        self._errors += record.attempts - 1
+        self._counts.retried += record.attempts - 1
+        self._counts.errors += record.attempts - 1
 
     def _has_none(self, first: int, last: int) -> None:
         """The events ``first .. last`` hold up no results."""
@@ -205,45 +99,45 @@ class Reduction:
         try:
             self.reducer.add(record.index, record.value)
         except Exception as error:  # noqa: BLE001 - user code
-            self._parked.add(record.index, record.index)
+            self._counts.parked.add(record.index, record.index)
             failure = reducer_error(self._pipeline, f"at the result of event {record.index}", error, index=record.index)
             self._failed(failure, error)
             return
-        self._results += 1
+        self._counts.results += 1
 
     def _failed(self, failure: WorkerError, error: Exception) -> None:
         """The reducer raised: that ends the run, or is counted."""
         if self._pipeline.on_error == "stop":
             raise failure from error
-        self._errors += 1
+        self._counts.errors += 1
         words = UserError(failure.values["error_type"], failure.text, failure.values["traceback_text"])
-        self._last_errors.append(EventError(failure.values["event_index"], words))
+        self._counts.last_errors.append(EventError(failure.values["event_index"], words))
 
-    def _without(self, record: Record) -> None:
+    def _no_result(self, record: Record) -> None:
         if record.kind == "none":
-            self._empty += 1
+            self._counts.empty += 1
             return
-        (self._lost if record.kind == "lost" else self._parked).add(record.index, record.index)
+        (self._counts.lost if record.kind == "lost" else self._counts.parked).add(record.index, record.index)
         if record.error is not None:
-            self._errors += record.kind == "error"
-            self._last_errors.append(EventError(record.index, record.error))
+            self._counts.errors += record.kind == "error"
+            self._counts.last_errors.append(EventError(record.index, record.error))
 
     def died(self, index: int | None, *, again: bool) -> None:
         """A worker process ended, maybe at event `index`, which somebody else gets if `again`."""
         with self._lock:
-            self._died += 1
+            self._counts.workers_died += 1
             if index is not None:
-                self._errors += 1
-                self._retried += again
+                self._counts.errors += 1
+                self._counts.retried += again
 
     def worker_failed(self, error: WorkerError) -> None:
         """User code raised at an event, and the run ends with that."""
         with self._lock:
             index = error.values.get("event_index")
             if index is not None:
-                self._errors += 1
+                self._counts.errors += 1
                 words = UserError(error.values["error_type"], error.text, error.values["traceback_text"])
-                self._last_errors.append(EventError(index, words))
+                self._counts.last_errors.append(EventError(index, words))
 
     def offered(self, total: int) -> None:
         """The inputs have offered so many events."""
@@ -256,7 +150,7 @@ class Reduction:
             if action.missing or action.everyone or self._order is not None:
                 with self._lock:
                     if action.missing:
-                        self._partial.add(action.index, action.index)
+                        self._counts.partial.add(action.index, action.index)
                     if action.everyone:
                         self._for_everyone.add(action.index)
                     self._formed.add(action.index, action.index)
@@ -264,17 +158,17 @@ class Reduction:
         with self._lock:
             match action:
                 case Incomplete(first, last):
-                    self._incomplete.add(first, last)
+                    self._counts.incomplete.add(first, last)
                     self._has_none(first, last)
                 case Dropped(first, last):
-                    self._dropped.add(first, last)
+                    self._counts.dropped.add(first, last)
                     self._has_none(first, last)
                 case Late(name, number):
-                    self._late.setdefault(name, Ranges()).add(number, number)
+                    self._counts.late.setdefault(name, Ranges()).add(number, number)
                 case Again(name, number):
-                    self._again.setdefault(name, Ranges()).add(number, number)
+                    self._counts.again.setdefault(name, Ranges()).add(number, number)
                 case Unmatched(name, number):
-                    self._unmatched.setdefault(name, Ranges()).add(number, number)
+                    self._counts.unmatched.setdefault(name, Ranges()).add(number, number)
 
     def all_formed(self, events: Ranges | None = None) -> None:
         """There will be no other events: than these, or if they are left out than those that were formed."""
@@ -343,9 +237,14 @@ class Reduction:
     # -- looking at it ----------------------------------------------------------------------------------------------
 
     @property
+    def seen(self) -> Ranges:
+        """The events that are done with."""
+        return self._counts.seen
+
+    @property
     def news(self) -> bool:
         """The reducer has something that was not shown yet."""
-        return self._results > 0 and self._changes != self._shown
+        return self._counts.results > 0 and self._changes != self._shown
 
     def snapshot(self) -> dict[str, View]:
         """The views; empty before the first result.
@@ -356,13 +255,13 @@ class Reduction:
             If the reducer raises, or returns something else than views by name.
         """
         with self._lock:
-            if not self._results:
+            if not self._counts.results:
                 return {}
             self._shown = self._changes
             try:
                 views = dict(self.reducer.snapshot())
             except Exception as error:  # user code
-                self._errors += 1
+                self._counts.errors += 1
                 raise reducer_error(self._pipeline, "when it was asked for its views", error) from error
         for name, view in views.items():
             if not isinstance(view, View):
@@ -375,28 +274,10 @@ class Reduction:
     def stats(self) -> Stats:
         """The numbers now."""
         with self._lock:
-            return Stats(
-                events=len(self.seen), results=self._results, empty=self._empty,
+            return self._counts.stats(
                 held=len(self._order.held) if self._order is not None else 0,
-                late_results=self._order.n_late if self._order is not None else 0,
-                errors=self._errors,
-                retried=self._retried,
-                parked=self._parked.copy(), lost=self._lost.copy(), duplicates=self._duplicates,
-                complete=_without(self.seen, self._partial), partial=self._partial.copy(),
-                dropped=self._dropped.copy(), incomplete=self._incomplete.copy(),
-                late=_copied(self._late), again=_copied(self._again), unmatched=_copied(self._unmatched),
-                missing=dict(self._missing), workers_died=self._died,
-                available=self._available, latency_s=self._latency.snapshot(),
-                elapsed_s=(self._ended or time.monotonic()) - self._started, last_errors=tuple(self._last_errors),
-            )  # fmt: skip
-
-
-def _copied(sets: Mapping[str, Ranges]) -> dict[str, Ranges]:
-    return {name: found.copy() for name, found in sets.items()}
-
-
-def _without(events: Ranges, others: Ranges) -> Ranges:
-    left = events.copy()
-    for first, last in others:
-        left.discard(first, last)
-    return left
+                missing=dict(self._missing),
+                available=self._available,
+                latency_s=self._latency.snapshot(),
+                elapsed_s=(self._ended or time.monotonic()) - self._started,
+            )

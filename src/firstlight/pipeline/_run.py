@@ -13,8 +13,9 @@ from typing import Any, Literal, Protocol, Self, TypeAlias
 from firstlight.errors import FirstlightError, PipelineError, StreamTimeoutError, WorkerError
 from firstlight.model import View
 from firstlight.pipeline._pipeline import Pipeline
-from firstlight.pipeline._reduction import Reduction, Stats
+from firstlight.pipeline._reduction import Reduction
 from firstlight.pipeline._sources import Source
+from firstlight.pipeline._stats import Stats
 from firstlight.pipeline._step import told
 
 __all__ = ["Executor", "OnView", "Run", "State"]
