@@ -201,6 +201,9 @@ def test_starts_and_ids(client: Client) -> None:
     assert client.get("det", 14, stream="s").id == 14
     assert client.last("det", stream="s").id == 40
     assert [m.id for m in client.get_many("det", [2, 3, 4, 40, 99], stream="s")] == [2, 4, 40]
+    assert [m.id for m in client.consume("det", ids=[2, 3, 4, 40, 99], stream="s")] == [2, 4, 40]
+    with pytest.raises(ConfigurationError, match="consumers without a group"):
+        client.consume("det", ids=[2], group="g", stream="s")
     with pytest.raises(MessageNotFoundError, match=r"no message 15 .* last id is 40"):
         client.get("det", 15, stream="s")
 

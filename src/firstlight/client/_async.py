@@ -457,6 +457,7 @@ class AsyncClient:
         order: Literal["id", "arrival"] = "id",
         start: str | int = "earliest",
         query: str | None = None,
+        ids: Iterable[int] | None = None,
         datasets: bool = False,
         min_parts: int = 0,
         ack: Literal["auto", "manual", "none"] = "auto",
@@ -469,8 +470,8 @@ class AsyncClient:
         """As `Client.consume`, for ``async for``."""
         core = _opening.consumer(
             self._session, StreamId(beamtime, source, stream), group=group, order=order, start=start, query=query,
-            datasets=datasets, min_parts=min_parts, ack=ack, redeliver_after=redeliver_after, max_attempts=max_attempts,
-            prefetch=prefetch, on_loss=on_loss,
+            ids=ids, datasets=datasets, min_parts=min_parts, ack=ack, redeliver_after=redeliver_after,
+            max_attempts=max_attempts, prefetch=prefetch, on_loss=on_loss,
         )  # fmt: skip
         return self._open_consumer(core, timeout)
 

@@ -419,6 +419,7 @@ class Client:
         order: Literal["id", "arrival"] = "id",
         start: str | int = "earliest",
         query: str | None = None,
+        ids: Iterable[int] | None = None,
         datasets: bool = False,
         min_parts: int = 0,
         ack: Literal["auto", "manual", "none"] = "auto",
@@ -441,6 +442,8 @@ class Client:
             Without a group: ``earliest``, ``latest`` or the id behind which to begin.
         query
             Only messages whose metadata match, for example ``meta.hits > 10``.
+        ids
+            Without a group: those of these messages that are there now; then the loop ends.
         datasets
             Get `Dataset` objects: the parts of one id together, when all of them are there, or at least `min_parts`.
         ack
@@ -461,8 +464,8 @@ class Client:
         """
         core = _opening.consumer(
             self._session, StreamId(beamtime, source, stream), group=group, order=order, start=start, query=query,
-            datasets=datasets, min_parts=min_parts, ack=ack, redeliver_after=redeliver_after, max_attempts=max_attempts,
-            prefetch=prefetch, on_loss=on_loss,
+            ids=ids, datasets=datasets, min_parts=min_parts, ack=ack, redeliver_after=redeliver_after,
+            max_attempts=max_attempts, prefetch=prefetch, on_loss=on_loss,
         )  # fmt: skip
         return self._open_consumer(core, timeout)
 

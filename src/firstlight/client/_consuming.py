@@ -116,6 +116,8 @@ class ConsumerCore:
         self._parts_to_come = 0
         self._parts_to_hand_out = 0
         self._window = reading.prefetch or _FIRST_CREDIT
+        self._limit = _MAX_CREDIT
+        self._adapts = reading.prefetch is None
         self._owed = 0
         self._waiting = 0
         self._acked: list[list[int]] = []
@@ -314,13 +316,18 @@ class ConsumerCore:
             self._previous = message.id
         self._give_credit_if_due()
 
+    def limit(self, n: int) -> None:
+        """From now on ask for at most `n` messages ahead, and adapt to their size below that."""
+        self._limit = min(max(n, 1), _MAX_CREDIT)
+        self._adapts = True
+
     def _give_credit_if_due(self) -> None:
         if self._owed * 2 < self._window:
             return
         window = self._window
-        if self.reading.prefetch is None and self.n_received:
+        if self._adapts and self.n_received:
             size = max(self.n_bytes // (self.n_received + self._waiting or 1), 1)
-            window = min(max(_PREFETCH_BYTES // size, 2), _MAX_CREDIT, 2 * self._window)
+            window = min(max(_PREFETCH_BYTES // size, 2), self._limit, 2 * self._window)
         credit = self._owed + window - self._window
         if credit > 0:
             self._window = window

@@ -190,6 +190,13 @@ class ConsumerEnd:
         """Messages handed out."""
         return self._core.n_received
 
+    def limit(self, n: int) -> None:
+        """From now on ask for at most `n` messages ahead, fewer if they are large.
+
+        For a member of a group that learns how long it takes for one: what it has asked for nobody else gets.
+        """
+        self._core.limit(n)
+
     @property
     def next_stream(self) -> str | None:
         return self._core.end.next_stream if self._core.end is not None else None

@@ -9,6 +9,7 @@ from firstlight.client._consuming import ConsumerCore
 from firstlight.client._producing import ProducerCore
 from firstlight.client._session import Session
 from firstlight.client._verbs import consumer_request, intervals, policy_wish, reading
+from firstlight.errors import ConfigurationError
 from firstlight.model import Policy, StreamId
 from firstlight.wire import checked
 
@@ -33,6 +34,7 @@ def consumer(
     order: str,
     start: str | int,
     query: str | None,
+    ids: Iterable[int] | None,
     datasets: bool,
     min_parts: int,
     ack: str,
@@ -44,9 +46,20 @@ def consumer(
     request = consumer_request(
         session.new_number(), stream, group=group, order=order, start=start, query=query,
         min_parts=min_parts, ack=ack, redeliver_after=redeliver_after, max_attempts=max_attempts,
+        ids=None if ids is None else _one_piece(stream, ids),
     )  # fmt: skip
     how = reading(datasets=datasets, ack=ack, group=group, prefetch=prefetch, on_loss=on_loss)
     return ConsumerCore(request.channel, stream, session, checked(request), how)
+
+
+def _one_piece(stream: StreamId, ids: Iterable[int]) -> tuple[tuple[int, int], ...]:
+    pieces = intervals(ids)
+    if len(pieces) > 1:
+        raise ConfigurationError(
+            f"the ids that are wanted of {stream} have more than {len(pieces[0])} stretches; ask for them in several "
+            "turns, or by get_many"
+        )
+    return pieces[0]
 
 
 def monitor(session: Session, stream: StreamId) -> ConsumerCore:

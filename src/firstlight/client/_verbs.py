@@ -189,6 +189,8 @@ def consumer_request(
         raise ConfigurationError(
             "a group remembers where it is; start= is for consumers without a group (see set_cursor)"
         )
+    if group is not None and ids is not None:
+        raise ConfigurationError("a group gets what is next; ids= is for consumers without a group")
     last_done("start", start)
     return OpenConsumer(
         channel, stream.beamtime, stream.source, stream.stream, group=group, order=order, start=start,

@@ -30,11 +30,11 @@ class Dispatch:
     Parameters
     ----------
     per_worker
-        Events that a worker has at most, with the one that it works on.
+        Events that a worker has at most, with the one that it works on; may be changed at any time.
     """
 
     def __init__(self, per_worker: int) -> None:
-        self._per_worker = per_worker
+        self.per_worker = per_worker
         self._waiting: deque[Ready] = deque()
         self._has: dict[int, dict[int, Ready]] = {}
         self._for_everyone: dict[int, Ready] = {}
@@ -85,14 +85,20 @@ class Dispatch:
             if owed:
                 self._has[worker].update((event.index, event) for event in owed)
                 given[worker], self._owed[worker] = owed, []
-        while self._waiting and self._has:
-            worker = min(self._has, key=lambda number: len(self._has[number]))
-            if len(self._has[worker]) >= self._per_worker:
+        # Only those that have less than half, so that what is handed out comes in lots and not one by one.
+        hungry = [worker for worker, has in self._has.items() if 2 * len(has) <= self.per_worker]
+        while self._waiting and hungry:
+            worker = min(hungry, key=lambda number: len(self._has[number]))
+            if len(self._has[worker]) >= self.per_worker:
                 break
             event = self._waiting.popleft()
             self._has[worker][event.index] = event
             given.setdefault(worker, []).append(event)
         return [Assignment(worker, events) for worker, events in given.items()]
+
+    def n_at(self, worker: int) -> int:
+        """Events that a worker has."""
+        return len(self._has.get(worker, ()))
 
     @property
     def n_waiting(self) -> int:

@@ -224,7 +224,9 @@ class _Work:
             feed = GroupFeed(self._job, client, self._ask)
             stack.callback(feed.close)
             return feed
-        return ShareFeed(stack.enter_context(self._job.source.open(self._job.pipeline.inputs)), self._told)
+        share = ShareFeed(stack.enter_context(self._job.source.open(self._job.pipeline.inputs)), self._told)
+        stack.callback(share.close)
+        return share
 
     def _ask(self, index: int) -> Record | None:
         """Ask the run whether to begin with an event that others had; returns what to put down instead."""

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 from firstlight.client import Client
 from firstlight.errors import FirstlightError, StreamNotFoundError
 from firstlight.model import Ranges
+from firstlight.pipeline._ahead import Ahead
 from firstlight.pipeline._align import Action, Ready
 from firstlight.pipeline._align_values import Descriptor
 from firstlight.pipeline._assign import Dispatch
@@ -156,14 +157,14 @@ class ShareCrew:
 
     Parameters
     ----------
-    per_worker
-        Events that a worker has at most.
+    prefetch
+        Events that a worker has at hand besides the one it works on; None adapts to how long it takes.
     stopping
         Set when the run shall end.
     """
 
     def __init__(
-        self, pipeline: Pipeline, source: Source, reduction: Reduction, per_worker: int, stopping: threading.Event
+        self, pipeline: Pipeline, source: Source, reduction: Reduction, prefetch: int | None, stopping: threading.Event
     ) -> None:
         self._inputs = pipeline.inputs
         self._source = source
@@ -171,7 +172,10 @@ class ShareCrew:
         self._align = pipeline.align
         self._aligner = pipeline.align.aligner(pipeline.inputs)
         self._clock = Listening() if source.live else None
-        self._dispatch = Dispatch(per_worker)
+        self._ahead = Ahead(prefetch)
+        self._dispatch = Dispatch(self._ahead.n + 1)
+        #: Since when a worker works on what it has.
+        self._since: dict[int, float] = {}
         self._tidings: queue.Queue[_Told] = queue.Queue(_MAX_TIDINGS)
         self._stopping = stopping
         self._closing = threading.Event()
@@ -219,6 +223,10 @@ class ShareCrew:
 
     def settled(self, worker: int, indices: list[int]) -> None:
         self._dispatch.done(worker, indices)
+        now = time.monotonic()
+        self._ahead.took(now - self._since.get(worker, now), len(indices))
+        self._dispatch.per_worker = self._ahead.n + 1
+        self._since[worker] = now
 
     def left(self, worker: int, *, at_end: bool, aborted: str | None) -> None:
         self._dispatch.lose_worker(worker)
@@ -247,6 +255,8 @@ class ShareCrew:
             if self._clock is not None:
                 self._clock.again()
         for worker, events in self._dispatch.assign():
+            if self._dispatch.n_at(worker) == len(events):
+                self._since[worker] = time.monotonic()
             pool.say(worker, HandOut(events))
 
     def _look_at_clock(self) -> None:

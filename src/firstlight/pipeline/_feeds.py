@@ -4,17 +4,19 @@ out."""
 from __future__ import annotations
 
 import queue
+import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from firstlight.client import Client
 from firstlight.errors import StreamAbortedError, StreamNotFoundError, StreamTimeoutError
 from firstlight.model import Dataset, Message, MessageRow
+from firstlight.pipeline._ahead import Ahead
 from firstlight.pipeline._align import Ready
 from firstlight.pipeline._records import Record
-from firstlight.pipeline._sources import AtHand, Found, OpenSource
+from firstlight.pipeline._sources import AtHand, Coming, FetchesAhead, Found, OpenSource
 from firstlight.pipeline._talk import GroupJob, HandOut, Stop
 
 __all__ = ["Feed", "GroupFeed", "ShareFeed", "Task"]
@@ -76,15 +78,21 @@ class GroupFeed:
         self._name = job.pipeline.inputs[0]
         self._client = client
         self._ask = ask
+        self._ahead = Ahead(job.prefetch)
+        self._given_s: float | None = None
         # Nothing is delivered to somebody else as long as this process lives: how long a worker takes is its own
         # affair.
         self._consumer = client.consume(
             self._name, beamtime=job.live.beamtime, stream=job.live.stream, group=job.group, ack="manual",
-            redeliver_after=None, prefetch=job.prefetch, datasets=job.live.datasets, timeout=_SLICE_S,
+            redeliver_after=None, prefetch=self._ahead.n, datasets=job.live.datasets, timeout=_SLICE_S,
         )  # fmt: skip
 
     def next(self) -> Task | None:
         """The next message of the group."""
+        if self._given_s is not None:
+            self._ahead.took(time.monotonic() - self._given_s)
+            self._given_s = None
+            self._consumer.limit(self._ahead.n)
         try:
             message = self._consumer.receive(_SLICE_S)
         except (StreamTimeoutError, StreamNotFoundError):
@@ -104,6 +112,7 @@ class GroupFeed:
             known = self._is_known(message.id)
             instead = None if known else self._ask(message.id)
         name = self._name
+        self._given_s = time.monotonic()
         return Task(message.id, lambda: {name: message}, message.ack, instead, known, n_bytes)
 
     def _is_known(self, index: int) -> bool:
@@ -118,6 +127,53 @@ class GroupFeed:
         self._consumer.close()
 
 
+class Lot:
+    """Events that were handed out together; their messages are asked for at once, and arrive while others are worked
+    on."""
+
+    def __init__(self, opened: OpenSource, events: Sequence[Ready]) -> None:
+        self.events = deque(events)
+        self._opened = opened
+        self._coming: dict[str, Coming] = {}
+        self._found: dict[tuple[str, int], Found] = {}
+        if isinstance(opened, FetchesAhead):
+            ids: dict[str, set[int]] = {}
+            for event in events:
+                for name, number in event.ids.items():
+                    ids.setdefault(name, set()).add(number)
+            self._coming = {name: opened.coming(name, sorted(wanted)) for name, wanted in ids.items()}
+
+    def fetch(self, ids: Mapping[str, int]) -> dict[str, Found]:
+        """The messages of an event; raises as `OpenSource.fetch` does."""
+        found = {name: self._take(name, number) for name, number in ids.items()}
+        absent = {name: ids[name] for name, message in found.items() if message is None}
+        if absent:  # taken by an earlier event of this lot, or gone: the source knows
+            return {**found, **self._opened.fetch(absent)}  # type: ignore[dict-item]
+        return found  # type: ignore[return-value]
+
+    def _take(self, name: str, number: int) -> Found | None:
+        known = self._found.pop((name, number), None)
+        if known is not None or name not in self._coming:
+            return known
+        message: Found
+        try:
+            for message in self._coming[name]:
+                if message.id == number:
+                    return message
+                self._found[name, message.id] = message
+                if message.id > number:
+                    return None
+        except (StreamTimeoutError, StreamNotFoundError):
+            pass  # asked for again one by one, which ends in an error that says what is wrong
+        del self._coming[name]
+        return None
+
+    def close(self) -> None:
+        """What is still to come is not wanted."""
+        for coming in self._coming.values():
+            coming.close()
+
+
 class ShareFeed:
     """Events that the run hands out; the bytes are fetched here.
 
@@ -130,23 +186,38 @@ class ShareFeed:
     def __init__(self, opened: OpenSource, told: queue.SimpleQueue[Any]) -> None:
         self.over = False
         self.aborted: str | None = None
+        self._opened = opened
         self._at_hand = AtHand(opened, _MAX_HELD)
         self._told = told
-        self._waiting: deque[Ready] = deque()
+        self._lots: deque[Lot] = deque()
 
     def next(self) -> Task | None:
         """The next event that was handed out."""
-        while not self._waiting:
+        while self._lots and not self._lots[0].events:
+            self._lots.popleft().close()
+        self._listen()
+        if not self._lots:
+            return None
+        lot = self._lots[0]
+        event = lot.events.popleft()
+        return Task(event.index, lambda: self._at_hand.take(event, lot.fetch), _nothing)
+
+    def _listen(self) -> None:
+        """Take in what was said; wait for it a little when there is nothing to do."""
+        while True:
             try:
-                said = self._told.get(timeout=_SLICE_S)
+                said = self._told.get_nowait() if self._lots else self._told.get(timeout=_SLICE_S)
             except queue.Empty:
-                return None
-            if isinstance(said, Stop):
-                return None
+                return
             if isinstance(said, HandOut):
-                self._waiting.extend(said.events)
-        event = self._waiting.popleft()
-        return Task(event.index, lambda: self._at_hand.take(event), _nothing)
+                self._lots.append(Lot(self._opened, said.events))
+            elif isinstance(said, Stop):
+                return
+
+    def close(self) -> None:
+        """Nothing more is wanted."""
+        for lot in self._lots:
+            lot.close()
 
 
 def _nothing() -> None:

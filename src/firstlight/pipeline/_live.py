@@ -18,7 +18,7 @@ from firstlight.errors import (
     StreamTimeoutError,
 )
 from firstlight.model import DEFAULT_BEAMTIME, StreamId
-from firstlight.pipeline._sources import Arrival, Ended, Found, Tidings
+from firstlight.pipeline._sources import Arrival, Coming, Ended, Found, Tidings
 
 __all__ = ["Live", "OpenLive", "silence"]
 
@@ -155,6 +155,13 @@ class OpenLive:
     def fetch(self, ids: Mapping[str, int]) -> dict[str, Found]:
         """The messages of an event, read in place where the service is on this machine."""
         return {name: self._get(name, number) for name, number in ids.items()}
+
+    def coming(self, name: str, ids: Sequence[int]) -> Coming:
+        """Ask for messages; see `FetchesAhead`."""
+        where = self._source
+        return self.client.consume(
+            name, beamtime=where.beamtime, stream=where.stream, datasets=where.datasets, ids=ids, prefetch=len(ids)
+        )
 
     def _get(self, name: str, number: int) -> Found:
         where = self._source

@@ -52,7 +52,7 @@ class Processes:
         How many.
     prefetch
         Events that a process has at hand besides the one it works on. More is faster for events of less than a
-        millisecond, fewer shares slow ones more evenly.
+        millisecond, fewer shares slow ones more evenly. None learns it from the time that an event takes.
     stop_within_s
         When the run is stopped, processes may finish what they have begun for so long; then they are killed.
 
@@ -63,11 +63,11 @@ class Processes:
     """
 
     n: int
-    prefetch: int = 8
+    prefetch: int | None = None
     stop_within_s: float = 10.0
 
     def __post_init__(self) -> None:
-        if self.n < 1 or self.prefetch < 1 or self.stop_within_s < 0:
+        if self.n < 1 or (self.prefetch is not None and self.prefetch < 1) or self.stop_within_s < 0:
             raise ConfigurationError(
                 f"a run needs n and prefetch of at least 1, and time to stop, not Processes({self.n}, "
                 f"prefetch={self.prefetch}, "
@@ -181,7 +181,7 @@ class ProcessesRun(Run):
     def _crew(self, client: Client | None, live: Live | None, stack: ExitStack) -> Crew:
         if live is not None and client is not None and self._by_service:
             return GroupCrew(client, self.pipeline, live, self._label, self._reduction, self._on.n)
-        crew = ShareCrew(self.pipeline, self._source, self._reduction, self._on.prefetch + 1, self._stopping)
+        crew = ShareCrew(self.pipeline, self._source, self._reduction, self._on.prefetch, self._stopping)
         stack.callback(crew.close)
         crew.follow(lambda: self._inbox.put(None))
         return crew

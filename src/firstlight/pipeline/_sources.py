@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeAlias
+from typing import Any, Protocol, Self, TypeAlias, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -31,9 +31,23 @@ from firstlight.model import (
 from firstlight.pipeline._align import Align
 from firstlight.pipeline._align_values import Descriptor, Ready
 
-__all__ = ["Arrival", "AtHand", "Ended", "Items", "OpenSource", "Source", "Tidings", "looked_at", "message_of"]
+__all__ = [
+    "Arrival",
+    "AtHand",
+    "Coming",
+    "Ended",
+    "FetchesAhead",
+    "Found",
+    "Items",
+    "OpenSource",
+    "Source",
+    "Tidings",
+    "looked_at",
+    "message_of",
+]
 
 Found: TypeAlias = Message | Dataset
+Fetch: TypeAlias = Callable[[Mapping[str, int]], dict[str, Found]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +105,27 @@ class OpenSource(Protocol):
         """Close it."""
 
 
+class Coming(Protocol):
+    """Messages that were asked for: an iterator, in order of ids, without those whose bytes are gone."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """Itself."""
+
+    def __next__(self) -> Any:
+        """The next message; waits for it."""
+
+    def close(self) -> None:
+        """The rest is not wanted."""
+
+
+@runtime_checkable
+class FetchesAhead(Protocol):
+    """An open source from which messages can be asked for before they are needed, many at once."""
+
+    def coming(self, name: str, ids: Sequence[int], /) -> Coming:
+        """Ask for messages of the input `name`; returns at once."""
+
+
 class Source(Protocol):
     """Something that can be opened for inputs of these names."""
 
@@ -130,17 +165,19 @@ class AtHand:
         if len(self._held) > self._size:
             self._held.popitem(last=False)
 
-    def take(self, event: Ready) -> Mapping[str, Found | MessageRow]:
-        """The messages of an event; raises as `OpenSource.fetch` does."""
+    def take(self, event: Ready, fetch: Fetch | None = None) -> Mapping[str, Found | MessageRow]:
+        """The messages of an event; `fetch` gets those that are not kept, by default from the source, and raises as
+        `OpenSource.fetch` does."""
+        fetch = fetch or self._opened.fetch
         if not self._held and not event.rows:  # nothing comes along with a recording
-            return self._opened.fetch(event.ids)
+            return fetch(event.ids)
         held = {
             # A message of several triggers stays: the next event wants it, too.
             name: self._held.get((name, number)) if name in event.rows else self._held.pop((name, number), None)
             for name, number in event.ids.items()
         }
         absent = {name: event.ids[name] for name, message in held.items() if message is None}
-        fetched = self._opened.fetch(absent) if absent else {}
+        fetched = fetch(absent) if absent else {}
         found = {name: fetched[name] if message is None else message for name, message in held.items()}
         return self._rows_of(event, found) if event.rows else found
 

@@ -53,11 +53,11 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class GroupJob(Job):
-    """Take events from the service as a member of a group."""
+    """Take events from the service as a member of a group; `prefetch` None adapts to how long the worker takes."""
 
     live: Live
     group: str
-    prefetch: int
+    prefetch: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,6 +109,25 @@ def test_credit_begins_small_and_grows_while_messages_are_small() -> None:
     assert all(n > 0 for n in given)
 
 
+def test_the_user_may_limit_what_is_asked_for_ahead_at_any_time() -> None:
+    c = Consuming(prefetch=1)
+    assert credits(c) == [1]
+    c.core.limit(3)
+    given = 1
+    for number in range(1, 40):
+        c.deliver(number)
+        assert c.core.take() is not None
+        given += sum(credits(c))
+        assert given - number <= 3
+    assert given - number >= 2
+    c.core.limit(1)
+    for number in range(40, 50):
+        c.deliver(number)
+        assert c.core.take() is not None
+        given += sum(credits(c))
+    assert given - number == 1
+
+
 def test_credit_follows_the_size_of_messages() -> None:
     c = Consuming()
     for number in range(1, 40):

@@ -28,6 +28,28 @@ def test_who_has_least_gets_the_next() -> None:
     assert given_out(dispatch) == {1: [5]}
 
 
+def test_events_are_handed_out_in_lots_when_a_worker_has_less_than_half() -> None:
+    dispatch = Dispatch(per_worker=8)
+    dispatch.add_worker(0)
+    for index in range(1, 20):
+        dispatch.offer(event(index))
+    assert given_out(dispatch) == {0: [1, 2, 3, 4, 5, 6, 7, 8]}
+    dispatch.done(0, [1, 2, 3])
+    assert given_out(dispatch) == {}
+    dispatch.done(0, [4])
+    assert given_out(dispatch) == {0: [9, 10, 11, 12]}
+
+
+def test_how_much_a_worker_gets_may_change() -> None:
+    dispatch = Dispatch(per_worker=2)
+    dispatch.add_worker(0)
+    for index in range(1, 20):
+        dispatch.offer(event(index))
+    assert dispatch.assign() and dispatch.n_at(0) == 2
+    dispatch.per_worker = 6
+    assert given_out(dispatch) == {0: [3, 4, 5, 6]} and dispatch.n_at(0) == 6
+
+
 def test_nothing_is_handed_out_without_workers() -> None:
     dispatch = Dispatch(per_worker=2)
     dispatch.offer(event(1))
