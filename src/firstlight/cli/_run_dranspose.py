@@ -74,6 +74,5 @@ def _executor(workers: int) -> Executor:
 
 def _run(payload: Payload, source: Source, executor: Executor, as_json: bool) -> None:
     running = follow(payload.pipeline(), source, executor, as_json)
-    payload.finish()
     tell(running, as_json)
     fail(running)

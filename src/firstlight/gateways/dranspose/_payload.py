@@ -53,7 +53,6 @@ class Payload:
         with Payload("src.worker:FluorescenceWorker", "src.reducer:FluorescenceReducer") as payload:
             running = run(payload.pipeline(), Cbors(["xspress3.cbors"]), on=Processes(2))
             running.result()
-            payload.finish()
             print(payload.publish)
     """
 
@@ -90,11 +89,6 @@ class Payload:
             self._current.retire()
         self._current = PayloadReducer(self._kind, self._board, self._work_parameters, self._context)
         return self._current
-
-    def finish(self) -> None:
-        """Tell the reducer that its scan is over."""
-        if self._current is not None:
-            self._current.finish()
 
     @property
     def current(self) -> PayloadReducer | None:

@@ -45,7 +45,6 @@ class PayloadReducer:
         self._parameters = parameters
         self._context = context
         self._calling = threading.Lock()
-        self._finished = False
         self._ending = threading.Event()
         try:
             self.user = kind(
@@ -90,11 +89,8 @@ class PayloadReducer:
                 logger.error("timer() of reducer %s returned %r, not seconds", self._name, told)
 
     def finish(self) -> None:
-        """The end of the scan; a second call does nothing."""
+        """The end of the scan."""
         with self._calling:
-            if self._finished:
-                return
-            self._finished = True
             if hasattr(self.user, "finish"):
                 try:
                     self.user.finish(parameters=self._parameters)
