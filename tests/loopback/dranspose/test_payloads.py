@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from firstlight.gateways.dranspose import Cbors, Generators, Payload, read_parameters
-from firstlight.pipeline import Executor, Inline, Processes, Run, Source, run
+pytest.importorskip("dranspose", reason="dranspose is not installed: python -m pip install '.[test]'")
+
+from firstlight.gateways.dranspose import Cbors, Generators, Payload, read_parameters  # noqa: E402
+from firstlight.pipeline import Executor, Inline, Processes, Run, Source, run  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 WITHIN_S = 60.0
