@@ -13,13 +13,14 @@ import typer
 from firstlight.cli._connect import stop_on_signals
 from firstlight.cli._options import Beamtime, Json, Url
 from firstlight.cli._output import columns, duration, note, number, print_json
+from firstlight.cli._views import view_facts, view_text
 from firstlight.errors import ConfigurationError, FirstlightError, PipelineError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from firstlight.model import Ranges
-    from firstlight.pipeline import Executor, Pipeline, Run, Source, Stats, View
+    from firstlight.pipeline import Executor, Pipeline, Run, Source, Stats
 
 __all__ = ["fail", "follow", "load_pipeline", "run", "tell"]
 
@@ -268,11 +269,11 @@ def tell(running: Run, as_json: bool) -> None:
     stats = running.stats
     views = running.views() if running.state != "failed" else {}
     if as_json:
-        print_json(_facts(running, stats) | {"views": {name: _view_facts(view) for name, view in views.items()}})
+        print_json(_facts(running, stats) | {"views": {name: view_facts(view) for name, view in views.items()}})
     else:
         print(f"{_line(running.pipeline.name, stats)}  ({running.state} after {duration(stats.elapsed_s)})")
         if views:
-            print(columns([(name, _view_text(view)) for name, view in views.items()], indent="  "))
+            print(columns([(name, view_text(view)) for name, view in views.items()], indent="  "))
     for name, ids in stats.missing.items():
         if ids:
             note(f"{name} did not have {_ids(ids)}")
@@ -295,54 +296,6 @@ def _note_outcomes(stats: Stats) -> None:
 def _ids(ids: Any) -> str:
     spans = [str(first) if first == last else f"{first} to {last}" for first, last in ids]
     return ", ".join(spans[:_NAMED_IDS]) + (f", ... ({len(ids)} in all)" if len(spans) > _NAMED_IDS else "")
-
-
-def _view_facts(view: View) -> dict[str, Any]:
-    """A view for programs; of pictures only the shape, their numbers belong into a stream or a file."""
-    from firstlight.pipeline import Image, Line, Scalar, Table, Text
-
-    facts: dict[str, Any] = {"kind": type(view).__name__, "unit": view.unit, "temporality": view.temporality}
-    match view:
-        case Scalar():
-            facts["value"] = view.value if view.value == view.value else None  # JSON has no NaN
-        case Text():
-            facts["text"] = view.text
-        case Line():
-            facts["values"] = [value if value == value else None for value in view.values.tolist()]
-        case Table():
-            facts["columns"] = _columns(view.columns)
-        case Image():
-            facts["shape"] = list(view.values.shape)
-    return facts
-
-
-def _columns(found: Mapping[str, Any]) -> dict[str, list[Any]]:
-    return {name: [value if value == value else None for value in column.tolist()] for name, column in found.items()}
-
-
-def _view_text(view: View) -> str:
-    from firstlight.pipeline import Image, Line, Scalar, Table, Text
-
-    unit = f" {view.unit}" if view.unit else ""
-    match view:
-        case Scalar():
-            return f"{view.value:g}{unit}"
-        case Text():
-            return view.text
-        case Line():
-            return f"line of {len(view.values)} points{unit}, {_span(view.values)}"
-        case Table():
-            return f"table of {', '.join(view.columns)}"
-        case Image():
-            return f"image {' x '.join(map(str, view.values.shape))}{unit}, {_span(view.values)}"
-    return type(view).__name__
-
-
-def _span(values: Any) -> str:
-    import numpy as np
-
-    seen = values[np.isfinite(values)] if values.dtype.kind == "f" else values
-    return f"{seen.min():g} to {seen.max():g}" if seen.size else "empty"
 
 
 def fail(running: Run) -> None:

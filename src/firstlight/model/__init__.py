@@ -41,7 +41,19 @@ from firstlight.model._query import (
     select,
 )
 from firstlight.model._ranges import Ranges
-from firstlight.model._view import Axis, Image, Line, Scalar, Table, Temporality, Text, View
+from firstlight.model._view import (
+    Axis,
+    Histogram,
+    Image,
+    Line,
+    Scalar,
+    ScatterMap,
+    Table,
+    Temporality,
+    Text,
+    Trend,
+    View,
+)
 
 __all__ = [
     "ALIGNMENT",
@@ -63,6 +75,7 @@ __all__ = [
     "Event",
     "Expr",
     "Header",
+    "Histogram",
     "Image",
     "In",
     "Keep",
@@ -80,10 +93,12 @@ __all__ = [
     "Row",
     "Run",
     "Scalar",
+    "ScatterMap",
     "StreamId",
     "Table",
     "Temporality",
     "Text",
+    "Trend",
     "Value",
     "View",
     "WhenFull",

@@ -15,7 +15,19 @@ from numpy.typing import NDArray
 
 from firstlight.errors import DataError
 
-__all__ = ["Axis", "Image", "Line", "Scalar", "Table", "Temporality", "Text", "View"]
+__all__ = [
+    "Axis",
+    "Histogram",
+    "Image",
+    "Line",
+    "Scalar",
+    "ScatterMap",
+    "Table",
+    "Temporality",
+    "Text",
+    "Trend",
+    "View",
+]
 
 #: ``window``: of the last events only; ``cumulative``: of everything since the start; ``series``: one point after
 #: another.
@@ -31,7 +43,7 @@ class Axis:
     Parameters
     ----------
     values : (n,)
-        Centres, in `unit`. A pair ``(first, last)`` is not expanded: give all of them.
+        Centres, in `unit`; edges in a `Histogram`. A pair ``(first, last)`` is not expanded: give all of them.
     label
         What it is: ``q``, ``time``.
     unit
@@ -154,6 +166,98 @@ class Line(View):
 
 
 @dataclass(frozen=True, eq=False)
+class Trend(Line):
+    """How a number went on: one point after another, the newest last.
+
+    Parameters
+    ----------
+    x
+        When the points were, or at which event; it never decreases. None counts from 0.
+
+    Examples
+    --------
+    >>> Trend([3.0, 4.0], x=Axis([0.0, 1.5], "time", "s"), unit="%").temporality
+    'series'
+    """
+
+    temporality: Temporality = field(default="series", kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.temporality != "series":
+            raise DataError(f"a trend is a series; what is over a {self.temporality} is a line")
+        if self.x is not None and not _rises(self.x.values, strictly=False):
+            raise DataError("the points of a trend do not come one after another: sort them by their x")
+
+
+@dataclass(frozen=True, eq=False)
+class ScatterMap(View):
+    """Values at points of a plane: a map whose grid is not regular, or not complete yet.
+
+    Parameters
+    ----------
+    values : (n,)
+        NaN is drawn as nothing.
+    x, y
+        Where each of them is, in the order of `values`.
+
+    Examples
+    --------
+    >>> ScatterMap([7.0, 9.0], x=Axis([0.1, 0.2], "sx", "mm"), y=Axis([5.0, 5.0], "sy", "mm"), unit="photon").x.unit
+    'mm'
+    """
+
+    values: NDArray[Any]
+    x: Axis = field(kw_only=True)
+    y: Axis = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        array = _frozen(self.values, (1,), "a map of points")
+        object.__setattr__(self, "values", array)
+        for axis in (self.x, self.y):
+            if not isinstance(axis, Axis):
+                raise DataError("a map of points needs to know where they are: give x and y as Axis(...)")
+            _check_axis(axis, len(array), "points")
+
+
+@dataclass(frozen=True, eq=False)
+class Histogram(View):
+    """How often something fell into which interval.
+
+    Parameters
+    ----------
+    values : (n,) or (rows, columns)
+        Counts, or sums of weights.
+    x
+        The edges of the intervals, which rise: (n + 1,), or (columns + 1,).
+    y
+        Of two dimensions the edges of the rows: (rows + 1,); row 0 is at ``y.values[0]``.
+
+    Examples
+    --------
+    >>> Histogram([3, 1], x=Axis([0, 10, 20], "energy", "keV")).values.sum()
+    np.int64(4)
+    """
+
+    values: NDArray[Any]
+    x: Axis = field(kw_only=True)
+    y: Axis | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        array = _frozen(self.values, (1, 2), "a histogram")
+        object.__setattr__(self, "values", array)
+        if (self.y is None) is (array.ndim == 2):
+            raise DataError(
+                f"a histogram of shape {array.shape} needs edges in {'x and y' if array.ndim == 2 else 'x'}"
+            )
+        _check_edges(self.x, array.shape[-1])
+        if self.y is not None:
+            _check_edges(self.y, array.shape[0])
+
+
+@dataclass(frozen=True, eq=False)
 class Scalar(View):
     """A number.
 
@@ -231,6 +335,20 @@ def _number(value: Any, what: str) -> float:
 def _check_axis(axis: Axis | None, n: int, what: str) -> None:
     if axis is not None and len(axis) != n:
         raise DataError(f"an axis of {len(axis)} values does not fit {n} {what}")
+
+
+def _check_edges(axis: Any, n: int) -> None:
+    if not isinstance(axis, Axis) or len(axis) != n + 1:
+        given = len(axis) if isinstance(axis, Axis) else type(axis).__name__
+        raise DataError(f"{n} intervals have {n + 1} edges, given as Axis(...), not {given}")
+    if not _rises(axis.values, strictly=True):
+        raise DataError("the edges of a histogram rise from each to the next")
+
+
+def _rises(values: NDArray[Any], *, strictly: bool) -> bool:
+    # Compared, not subtracted: differences of unsigned numbers never fall.
+    steps = values[1:] > values[:-1] if strictly else values[1:] >= values[:-1]
+    return bool(steps.all())
 
 
 def _equal(one: Any, other: object) -> bool:

@@ -11,7 +11,21 @@ A run gives the same answer wherever it runs, in whatever order messages arrive,
 
 from __future__ import annotations
 
-from firstlight.model import Axis, Event, Image, Line, MessageRow, Scalar, Table, Temporality, Text, View
+from firstlight.model import (
+    Axis,
+    Event,
+    Histogram,
+    Image,
+    Line,
+    MessageRow,
+    Scalar,
+    ScatterMap,
+    Table,
+    Temporality,
+    Text,
+    Trend,
+    View,
+)
 from firstlight.pipeline._align import Align, Aligner, ByIndex
 from firstlight.pipeline._align_key import ByKey
 from firstlight.pipeline._align_map import ByTriggerMap
@@ -69,6 +83,7 @@ __all__ = [
     "EventError",
     "Executor",
     "Finishes",
+    "Histogram",
     "Image",
     "Incomplete",
     "Inline",
@@ -98,6 +113,7 @@ __all__ = [
     "Rows",
     "Run",
     "Scalar",
+    "ScatterMap",
     "Segments",
     "Source",
     "State",
@@ -107,6 +123,7 @@ __all__ = [
     "Text",
     "Ticks",
     "Tidings",
+    "Trend",
     "Unmatched",
     "UserError",
     "View",

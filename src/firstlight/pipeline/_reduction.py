@@ -48,8 +48,8 @@ class Reduction:
         self._for_everyone: set[int] = set()
         self._missing: dict[str, Ranges] = {}
         self._available = 0
-        #: Changes of the reducer, and of how many of them somebody was told.
-        self._changes = self._shown = 0
+        #: Changes of the reducer, and after how many of them it failed to show itself.
+        self._changes = self._failed_at = 0
 
     # -- what happens -----------------------------------------------------------------------------------------------
 
@@ -242,9 +242,9 @@ class Reduction:
         return self._counts.seen
 
     @property
-    def news(self) -> bool:
-        """The reducer has something that was not shown yet."""
-        return self._counts.results > 0 and self._changes != self._shown
+    def view_version(self) -> int:
+        """Another number whenever there may be something else to see; 0 while there is nothing."""
+        return self._changes if self._counts.results else 0
 
     def snapshot(self) -> dict[str, View]:
         """The views; empty before the first result.
@@ -257,17 +257,18 @@ class Reduction:
         with self._lock:
             if not self._counts.results:
                 return {}
-            self._shown = self._changes
             try:
                 views = dict(self.reducer.snapshot())
             except Exception as error:  # user code
-                self._counts.errors += 1
+                # Several may ask, and more often than anything changes: it is one failure.
+                self._counts.errors += self._failed_at != self._changes
+                self._failed_at = self._changes
                 raise reducer_error(self._pipeline, "when it was asked for its views", error) from error
         for name, view in views.items():
             if not isinstance(view, View):
                 raise PipelineError(
                     f"the reducer of pipeline {self._pipeline.name!r} shows {name!r} as a {type(view).__name__}; "
-                    "wrap it into Image, Line, Scalar, Table or Text"
+                    "wrap it into Image, Line, Scalar or another View"
                 )
         return views
 

@@ -58,6 +58,7 @@ class Run(abc.ABC):
         self._on_view = on_view
         self._view_every_s = view_every_s
         self._view_at = time.monotonic() + view_every_s
+        self._shown_version = 0
         self._stopping = threading.Event()
         self._over = threading.Event()
 
@@ -88,6 +89,11 @@ class Run(abc.ABC):
             If the reducer raises.
         """
         return self._reduction.snapshot()
+
+    @property
+    def view_version(self) -> int:
+        """Another number whenever `views` may show something else; 0 while there is nothing to see."""
+        return self._reduction.view_version
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the end, and return the reducer. After `stop` it holds what was done until then.
@@ -148,13 +154,14 @@ class Run(abc.ABC):
             If the reducer or the receiver of views raises, and the pipeline stops at errors.
         """
         self._reduction.tick()
-        if self._on_view is not None and time.monotonic() >= self._view_at and self._reduction.news:
+        if self._on_view is not None and time.monotonic() >= self._view_at and self.view_version != self._shown_version:
             self._show_now(self._on_view)
             self._view_at = time.monotonic() + self._view_every_s
 
     def _show_now(self, on_view: OnView) -> None:
         try:
-            views = self._reduction.snapshot()
+            self._shown_version = self.view_version
+            views = self.views()
             try:
                 on_view(views)
             except Exception as error:  # user code
@@ -175,7 +182,7 @@ class Run(abc.ABC):
         if state != "failed":
             try:
                 self._reduction.conclude(finish=state != "stopped" or not self._can_be_continued)
-                if self._on_view is not None and self._reduction.news:
+                if self._on_view is not None and self.view_version != self._shown_version:
                     self._show_now(self._on_view)
             except PipelineError as failure:
                 if isinstance(failure, WorkerError):

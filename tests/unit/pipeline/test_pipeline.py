@@ -185,7 +185,7 @@ def test_a_reducer_that_shows_no_views_is_told_so() -> None:
 
     running = run(saxs(mixed, reducer=Wrong), ContractData.of([1]).items())
     running.result()
-    with pytest.raises(Exception, match=r"shows 'n' as a int; wrap it into Image, Line, Scalar, Table or Text"):
+    with pytest.raises(Exception, match=r"shows 'n' as a int; wrap it into Image, Line, Scalar or another View"):
         running.views()
 
 
