@@ -105,6 +105,8 @@ class Event(Mapping[str, Any]):
         One for each input that has one.
     made
         What is made of them, by its name: the image of a detector that is made of modules.
+    share
+        Which share of the event this is, from 0, where several workers get one.
 
     Attributes
     ----------
@@ -119,10 +121,13 @@ class Event(Mapping[str, Any]):
             return int(event["eiger"].array.max())
     """
 
-    __slots__ = ("_made", "_messages", "index", "lost")
+    __slots__ = ("_made", "_messages", "index", "lost", "share")
 
-    def __init__(self, index: int, messages: Mapping[str, Any], *, made: Mapping[str, Later] | None = None) -> None:
+    def __init__(
+        self, index: int, messages: Mapping[str, Any], *, made: Mapping[str, Later] | None = None, share: int = 0
+    ) -> None:
         self.index = index
+        self.share = share
         self.lost: MessageEvictedError | MessageNotFoundError | None = None
         self._messages: dict[str, Any] = dict(messages)
         self._made: dict[str, Any] = dict(made or {})

@@ -41,10 +41,12 @@ from firstlight.pipeline._align_values import (
     Late,
     Partial,
     Ready,
+    Share,
     Unmatched,
 )
-from firstlight.pipeline._assign import Assignment, Dispatch
+from firstlight.pipeline._assign import Assign
 from firstlight.pipeline._detectors import DetectorImage
+from firstlight.pipeline._dispatch import Assignment, Dispatch
 from firstlight.pipeline._inline import Inline
 from firstlight.pipeline._live import Live
 from firstlight.pipeline._parameters import Parameter, ParameterKind, ParameterSet, ParameterSpec
@@ -66,6 +68,7 @@ __all__ = [
     "Align",
     "Aligner",
     "Arrival",
+    "Assign",
     "Assignment",
     "Axis",
     "ByIndex",
@@ -115,6 +118,7 @@ __all__ = [
     "Scalar",
     "ScatterMap",
     "Segments",
+    "Share",
     "Source",
     "State",
     "Stats",

@@ -7,6 +7,7 @@ it was, and shifts nothing.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -19,15 +20,14 @@ from firstlight.model import Dataset, Message, Ranges
 from firstlight.pipeline._align import Aligner, NumberAligner, check_inputs, check_packed
 from firstlight.pipeline._align_forming import Place, check_policy
 from firstlight.pipeline._align_numbers import Counting, Numbered, Rows
-from firstlight.pipeline._align_values import Action, Again, Descriptor, Ready, Unmatched, WhenIncomplete
+from firstlight.pipeline._align_values import Action, Again, Descriptor, Ready, Share, Unmatched, WhenIncomplete
+from firstlight.pipeline._assign import GENERIC, named_tags
 
 __all__ = ["ByTriggerMap", "Takes", "TriggerMap"]
 
 #: True: takes part. ``broadcast``: takes part, in an event for every worker. None: has no message. ``discard``: has a
-#: message, which is thrown away.
-Takes: TypeAlias = Literal[True, "broadcast", "discard"] | None
-
-_TAKES_PART = (True, "broadcast")
+#: message, which is thrown away. Shares: takes part in these of the event.
+Takes: TypeAlias = Literal[True, "broadcast", "discard"] | tuple[Share, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,10 @@ class ByTriggerMap:
         all events behind it, and to workers that start later: dark frames, headers. The reducer gets its result once.
         Scans that repeat are written as parts and their order:
         ``{"parts": {name: map}, "sequence": [names]}``; an input that a part does not name has no messages in it.
+        An entry may also name workers, as the maps of dranspose do: a list of ``{"tags": [names], "constraint": number}``.
+        Each of these becomes a share of the event, with all inputs that name it (those that say True are in every share):
+        equal constraints go to the same worker within one part of the sequence, and a constraint of None to every worker
+        that has the tags, as a broadcast does. Without tags that is ``["generic"]``; an empty list is a ``"discard"``.
     incomplete, packed
         As of `ByIndex`.
 
@@ -83,6 +87,16 @@ class ByTriggerMap:
         """Only messages that hold several triggers."""
         return bool(self.packed)
 
+    @property
+    def width(self) -> int:
+        """Shares that an event has at most; 0 if the map names no workers."""
+        return self.compiled.width
+
+    @property
+    def asked_tags(self) -> frozenset[frozenset[str]]:
+        """The tags that the map asks of workers."""
+        return self.compiled.asked_tags
+
     def aligner(self, inputs: Sequence[str]) -> Aligner:
         """A new state, for inputs of these names."""
         check_inputs("packed of ByTriggerMap", self.packed, inputs)
@@ -113,6 +127,10 @@ class TriggerMap:
                     f"the sequence of the trigger map names part {name!r} at place {at}; the parts: {', '.join(compiled)}"
                 )
         self._sequence = [compiled[name] for name in sequence]
+        self.width = max((len(shares) for part in compiled.values() for shares in part.shares.values()), default=0)
+        self.asked_tags = frozenset(
+            share.tags for part in compiled.values() for shares in part.shares.values() for share in shares
+        )
         #: Events before each part of the sequence, and messages of each input before it.
         self._starts = [0, *accumulate(part.n_events for part in self._sequence)]
         self._counts = {
@@ -131,6 +149,14 @@ class TriggerMap:
         """Whether event `index` goes to every worker."""
         part, offset, _ = self._find(index)
         return offset in part.for_everyone
+
+    def shares(self, index: int) -> tuple[Share, ...]:
+        """Who gets what of event `index`; empty if the map leaves that open."""
+        part, offset, at = self._find(index)
+        return tuple(
+            share if share.key is None else msgspec.structs.replace(share, key=(at, share.key))
+            for share in part.shares.get(offset, ())
+        )
 
     def entry(self, name: str, index: int) -> Takes:
         """What the input `name` does in event `index`."""
@@ -163,9 +189,10 @@ class _Part:
         self.takes = _checked(where, given)
         self.n_events = len(next(iter(self.takes.values())))
         self.wanted = [
-            tuple(stream for stream, entries in self.takes.items() if entries[at] in _TAKES_PART)
+            tuple(stream for stream, entries in self.takes.items() if entries[at] not in (None, "discard"))
             for at in range(self.n_events)
         ]
+        self.shares = _shares_of(where, self.takes, self.n_events)
         self.for_everyone = {at for entries in self.takes.values() for at, e in enumerate(entries) if e == "broadcast"}
         self.events = {
             stream: [at for at, entry in enumerate(entries) if entry is not None]
@@ -200,12 +227,70 @@ def _checked(where: str, given: Any) -> dict[str, Sequence[Takes]]:
             raise ConfigurationError(
                 f"{where}: input {stream!r} has {len(entries)} events, input {first!r} has {len(given[first])}"
             )
-        for at, entry in enumerate(entries, start=1):
-            if entry is not None and entry is not True and entry not in ("broadcast", "discard"):
-                raise ConfigurationError(
-                    f"{where}: input {stream!r} at event {at} is {entry!r}; it can be True, 'broadcast', 'discard' or None"
-                )
-    return dict(given)
+    return {
+        stream: [_entry(f"{where}: input {stream!r} at event {at}", entry) for at, entry in enumerate(entries, start=1)]
+        for stream, entries in given.items()
+    }
+
+
+def _entry(where: str, given: Any) -> Takes:
+    if given is None or given is True:
+        return given
+    if isinstance(given, str) and given in ("broadcast", "discard"):
+        return "broadcast" if given == "broadcast" else "discard"
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise ConfigurationError(
+            f"{where} is {given!r}; it can be True, 'broadcast', 'discard', None or a list of workers"
+        )
+    return tuple(dict.fromkeys(_virtual_worker(where, worker) for worker in given)) or "discard"
+
+
+def _virtual_worker(where: str, given: Any) -> Share:
+    if not isinstance(given, Mapping) or not set(given) <= {"tags", "constraint"}:
+        raise ConfigurationError(
+            f'{where} names worker {given!r}; a worker is {{"tags": [names], "constraint": number or None}}'
+        )
+    constraint = given.get("constraint")
+    if constraint is not None and (isinstance(constraint, bool) or not isinstance(constraint, int)):
+        raise ConfigurationError(f"{where} has the constraint {constraint!r}; it is a whole number or None")
+    tags = named_tags(f"{where}: tags", given.get("tags", GENERIC))
+    return Share(constraint, tags, everyone=constraint is None)
+
+
+def _shares_of(where: str, takes: Mapping[str, Sequence[Takes]], n_events: int) -> dict[int, tuple[Share, ...]]:
+    """The shares of those events for which the map names workers."""
+    found = {at: shares for at in range(n_events) if (shares := _shares_at(where, takes, at)) is not None}
+    used = Counter((share.tags, share.key) for shares in found.values() for share in shares)
+    # A constraint that no other event has constrains nothing, and need not be remembered.
+    return {
+        at: tuple(s if used[s.tags, s.key] > 1 else msgspec.structs.replace(s, key=None) for s in shares)
+        for at, shares in found.items()
+    }
+
+
+def _shares_at(where: str, takes: Mapping[str, Sequence[Takes]], at: int) -> tuple[Share, ...] | None:
+    """The shares of an event, each with its inputs; None if the map names no workers for it."""
+    entries = {stream: entries[at] for stream, entries in takes.items()}
+    shares = dict.fromkeys(share for entry in entries.values() if isinstance(entry, tuple) for share in entry)
+    if not shares:
+        return None
+    for stream, entry in entries.items():
+        if entry == "broadcast":
+            raise ConfigurationError(
+                f"{where}: input {stream!r} at event {at + 1} is 'broadcast', and another input names workers; name "
+                "them here, too"
+            )
+    return tuple(
+        msgspec.structs.replace(
+            share,
+            inputs=tuple(
+                stream
+                for stream, entry in entries.items()
+                if entry is True or (isinstance(entry, tuple) and share in entry)
+            ),
+        )
+        for share in shares
+    )
 
 
 class _MapAligner(NumberAligner):
@@ -230,7 +315,8 @@ class _MapAligner(NumberAligner):
 
     def _deliver(self, index: int, wanted: tuple[str, ...], missing: tuple[str, ...]) -> Ready:
         event = super()._deliver(index, wanted, missing)
-        return msgspec.structs.replace(event, everyone=True) if self._map.for_everyone(index) else event
+        everyone, shares = self._map.for_everyone(index), self._map.shares(index)
+        return msgspec.structs.replace(event, everyone=everyone, shares=shares) if everyone or shares else event
 
     def _take(self, name: str, message: Numbered, row: int = 0) -> list[Action]:
         actions: list[Action] = []

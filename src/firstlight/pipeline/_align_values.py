@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -21,8 +21,11 @@ __all__ = [
     "Late",
     "Partial",
     "Ready",
+    "Share",
     "Unmatched",
     "WhenIncomplete",
+    "index_of",
+    "number_of",
 ]
 
 #: What a message may say about the event that it belongs to.
@@ -53,6 +56,27 @@ class Descriptor(msgspec.Struct, frozen=True):
     n_rows: int = 1
 
 
+class Share(msgspec.Struct, frozen=True):
+    """What one worker gets of an event, and which worker that may be; most events have one share, for anybody.
+
+    Attributes
+    ----------
+    key
+        Shares of one key (and the same tags) go to the same worker, as long as that lives; None: to whoever has time.
+    tags
+        The worker has all of these.
+    inputs
+        Of the event, those that belong to this share; None: all.
+    everyone
+        Every worker that has the tags gets it, also one that starts later.
+    """
+
+    key: Hashable | None = None
+    tags: frozenset[str] = frozenset()
+    inputs: tuple[str, ...] | None = None
+    everyone: bool = False
+
+
 class Ready(msgspec.Struct, frozen=True):
     """Event `index` can be worked on.
 
@@ -68,6 +92,10 @@ class Ready(msgspec.Struct, frozen=True):
         Inputs that should take part and have nothing; empty unless incomplete events are delivered.
     everyone
         Every worker gets it, also one that starts later.
+    shares
+        Who gets what of it, where the aligner knows that; empty: that is not its affair.
+    share
+        In what is handed out to a worker: which share of the event this is, from 0.
     """
 
     index: int
@@ -75,6 +103,24 @@ class Ready(msgspec.Struct, frozen=True):
     rows: Mapping[str, int] = _NO_ROWS
     missing: tuple[str, ...] = ()
     everyone: bool = False
+    shares: tuple[Share, ...] = ()
+    share: int = 0
+
+
+def number_of(index: int, share: int, width: int) -> int:
+    """What a share of an event is called where one number has to say it; with one share per event that is its index.
+
+    Parameters
+    ----------
+    width
+        Shares that an event has at most.
+    """
+    return (index - 1) * width + share + 1
+
+
+def index_of(number: int, width: int) -> int:
+    """The event of a share."""
+    return (number - 1) // width + 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,111 +1,160 @@
-"""Assignment: which worker gets which event. A pure state machine; whoever has least to do gets the next event."""
+"""Assignment: what a pipeline asks of the workers that get its events. Decided on descriptors, bytes are never looked
+at; who gets an event in the end is the affair of `Dispatch`."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-from firstlight.pipeline._align import Ready
+import msgspec
 
-__all__ = ["Assignment", "Dispatch"]
+from firstlight.errors import ConfigurationError
+from firstlight.pipeline._align_values import Ready, Share
+
+__all__ = ["GENERIC", "Assign", "Call", "Divides", "Sharing", "worker_tags"]
+
+#: The tag of workers that have no other.
+GENERIC = "generic"
+
+#: An event, or the share of it that a worker shall get, and what it asks of that worker.
+Call: TypeAlias = tuple[Ready, Share]
+
+_ANYBODY = Share()
+_EVERYBODY = Share(everyone=True)
 
 
-class Assignment(NamedTuple):
-    """Give these events to that worker."""
+@dataclass(frozen=True)
+class Assign:
+    """Which workers may get an event.
 
-    worker: int
-    events: list[Ready]
-
-
-class Dispatch:
-    """Events that are complete, and who has them.
-
-    An event is in exactly one place: it *waits*, or one worker *has* it, until it is done. A worker that is lost gives
-    back what it had, in front of everything that waits, so that nothing is overtaken for long.
-
-    An event for everyone goes to each worker before anything that was offered behind it, and to each that starts later;
-    it is done when one worker has done it.
+    A list of these in `Pipeline.assign` gives every event several shares, each worked on by itself, by different workers
+    where there are so many; a worker sees which one it has as ``event.share``. The reducer gets the result of each.
 
     Parameters
     ----------
-    per_worker
-        Events that a worker has at most, with the one that it works on; may be changed at any time.
+    key
+        Called with the descriptor of each event (`Ready`: ``index``, ``ids``, ``rows``, ``missing``). Events for which it
+        returns the same go to the same worker as long as that lives, and to one other worker when it has died; None: to
+        whoever has time. Called where the run is, so it may be a lambda.
+    tags
+        The worker has all of these; see `Processes`. A function gets the descriptor. A worker without tags of its own has
+        the tag ``generic``.
+    inputs
+        What belongs to this share of the event; None: everything.
+
+    Raises
+    ------
+    ConfigurationError
+        If the key cannot be called, or tags and inputs are no names.
+
+    Examples
+    --------
+    Ten neighbouring frames to one worker, and every frame also to one that has the GPU:
+
+    >>> assign = [Assign(key=lambda event: event.index // 10, tags="generic"), Assign(tags="gpu", inputs=["eiger"])]
     """
 
-    def __init__(self, per_worker: int) -> None:
-        self.per_worker = per_worker
-        self._waiting: deque[Ready] = deque()
-        self._has: dict[int, dict[int, Ready]] = {}
-        self._for_everyone: dict[int, Ready] = {}
-        self._owed: dict[int, list[Ready]] = {}
-        self._begun: set[int] = set()
+    key: Callable[[Ready], Hashable] | None = field(default=None, kw_only=True)
+    tags: str | Iterable[str] | Callable[[Ready], Iterable[str]] = field(default=(), kw_only=True)
+    inputs: Sequence[str] | None = field(default=None, kw_only=True)
 
-    def add_worker(self, worker: int) -> None:
-        """A worker is ready for events."""
-        self._has[worker] = {}
-        self._owed[worker] = list(self._for_everyone.values())
+    def __post_init__(self) -> None:
+        if self.key is not None and not callable(self.key):
+            raise ConfigurationError(f"key of Assign is a function of the event's descriptor, not {self.key!r}")
+        if not callable(self.tags):
+            object.__setattr__(self, "tags", named_tags("tags of Assign", self.tags))
+        if self.inputs is not None:
+            if isinstance(self.inputs, str) or not self.inputs or not all(isinstance(n, str) for n in self.inputs):
+                raise ConfigurationError(f"inputs of Assign are a list of names, not {self.inputs!r}")
+            object.__setattr__(self, "inputs", tuple(self.inputs))
 
-    def lose_worker(self, worker: int) -> list[int]:
-        """A worker is gone; returns the indices of the events that wait again."""
-        self._owed.pop(worker, None)
-        # What is for everyone the others have as well, and so will whoever comes instead.
-        events = [event for event in self._has.pop(worker, {}).values() if not event.everyone]
-        self._waiting.extendleft(reversed(events))
-        return [event.index for event in events]
+    def share(self, event: Ready) -> Share:
+        """What this event asks; raises whatever the user's functions raise."""
+        key = None if self.key is None else self.key(event)
+        hash(key)  # what cannot be compared is noticed here, where it is known whose it is
+        tags = named_tags("tags of Assign", self.tags(event)) if callable(self.tags) else self.tags
+        return Share(key, tags, self.inputs)  # type: ignore[arg-type]  # made so in __post_init__
 
-    def offer(self, event: Ready) -> None:
-        """An event is complete."""
-        if not event.everyone:
-            self._waiting.append(event)
-            return
-        self._for_everyone[event.index] = event
-        self._begun.add(event.index)
-        for owed in self._owed.values():
-            owed.append(event)
 
-    def done(self, worker: int, indices: Iterable[int]) -> None:
-        """The worker's records of these events are safe."""
-        has = self._has.get(worker, {})
-        for index in indices:
-            has.pop(index, None)
-            self._begun.discard(index)
+def named_tags(what: str, given: object) -> frozenset[str]:
+    """Tags, from one or several names.
 
-    def give_up(self, index: int) -> None:
-        """Nobody shall get this event any more."""
-        self._waiting = deque(event for event in self._waiting if event.index != index)
-        self._begun.discard(index)
-        if self._for_everyone.pop(index, None) is not None:
-            self._owed = {worker: [e for e in owed if e.index != index] for worker, owed in self._owed.items()}
+    Raises
+    ------
+    ConfigurationError
+        If they are something else.
+    """
+    names = [given] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else [None]
+    if not all(isinstance(name, str) and name for name in names):
+        raise ConfigurationError(f"{what} are names, not {given!r}")
+    return frozenset(names)
 
-    def assign(self) -> list[Assignment]:
-        """Hand out what waits, as far as the workers take it."""
-        given: dict[int, list[Ready]] = {}
-        for worker, owed in self._owed.items():
-            if owed:
-                self._has[worker].update((event.index, event) for event in owed)
-                given[worker], self._owed[worker] = owed, []
-        # Only those that have less than half, so that what is handed out comes in lots and not one by one.
-        hungry = [worker for worker, has in self._has.items() if 2 * len(has) <= self.per_worker]
-        while self._waiting and hungry:
-            worker = min(hungry, key=lambda number: len(self._has[number]))
-            if len(self._has[worker]) >= self.per_worker:
-                break
-            event = self._waiting.popleft()
-            self._has[worker][event.index] = event
-            given.setdefault(worker, []).append(event)
-        return [Assignment(worker, events) for worker, events in given.items()]
 
-    def n_at(self, worker: int) -> int:
-        """Events that a worker has."""
-        return len(self._has.get(worker, ()))
+def worker_tags(n: int, tags: Any) -> tuple[frozenset[str], ...]:
+    """The tags of each of `n` workers; those that are not named have `GENERIC`.
+
+    Raises
+    ------
+    ConfigurationError
+        If that names workers that there are not.
+    """
+    if not isinstance(tags, Mapping):
+        raise ConfigurationError(f'tags of Processes name workers by number, for example {{"gpu": [0]}}, not {tags!r}')
+    found: list[set[str]] = [set() for _ in range(n)]
+    for tag, numbers in tags.items():
+        (name,) = named_tags("tags of Processes", tag)
+        if isinstance(numbers, str) or not isinstance(numbers, Iterable):
+            raise ConfigurationError(f"tag {name!r} of Processes takes a list of workers, not {numbers!r}")
+        for number in numbers:
+            if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < n:
+                raise ConfigurationError(f"tag {name!r} names worker {number!r}; the workers are 0 to {n - 1}")
+            found[number].add(name)
+    return tuple(frozenset(names or {GENERIC}) for names in found)
+
+
+@runtime_checkable
+class Divides(Protocol):
+    """An `Align` that itself says who gets what of an event: a trigger map that names workers."""
 
     @property
-    def n_waiting(self) -> int:
-        """Events that nobody has."""
-        return len(self._waiting)
+    def width(self) -> int:
+        """Shares that an event has at most; 0 if none names any."""
 
     @property
-    def idle(self) -> bool:
-        """Nothing waits, and nobody has anything."""
-        return not self._waiting and not self._begun and not any(self._has.values())
+    def asked_tags(self) -> frozenset[frozenset[str]]:
+        """The tags that shares ask for."""
+
+
+class Sharing:
+    """How the events of one pipeline are divided.
+
+    Parameters
+    ----------
+    assign
+        Empty: each event is for anybody, unless its aligner divides it.
+    """
+
+    def __init__(self, assign: Sequence[Assign]) -> None:
+        self._assign = tuple(assign)
+
+    def calls(self, event: Ready) -> list[Call]:
+        """The calls of workers that this event needs; raises whatever the user's functions raise."""
+        if not self._assign and not event.shares:
+            return [(event, _EVERYBODY if event.everyone else _ANYBODY)]
+        shares = event.shares or [assign.share(event) for assign in self._assign]
+        if event.everyone:
+            shares = [msgspec.structs.replace(share, everyone=True) for share in shares]
+        return [(part, share) for at, share in enumerate(shares) if (part := _part(event, at, share)) is not None]
+
+
+def _part(event: Ready, at: int, share: Share) -> Ready | None:
+    """What of an event belongs to its share `at`; None if that is nothing, because it is missing."""
+    if share.inputs is None:
+        return msgspec.structs.replace(event, shares=(), share=at, everyone=share.everyone)
+    ids = {name: number for name, number in event.ids.items() if name in share.inputs}
+    if not ids:
+        return None
+    rows = {name: row for name, row in event.rows.items() if name in ids}
+    missing = tuple(name for name in event.missing if name in share.inputs)
+    return Ready(event.index, ids, rows, missing, share.everyone, (), at)

@@ -16,6 +16,7 @@ from typing import Any
 
 from firstlight.client import Client
 from firstlight.errors import FirstlightError, MessageEvictedError, MessageNotFoundError, PipelineError, WorkerError
+from firstlight.pipeline._align_values import number_of
 from firstlight.pipeline._feeds import Feed, GroupFeed, ShareFeed, Task
 from firstlight.pipeline._inline import lost_record
 from firstlight.pipeline._live import Live
@@ -175,6 +176,7 @@ class _Work:
 
     def __init__(self, job: Job, orders: _Orders, slot: _Slot, say: Callable[[int, FromWorker], None]) -> None:
         self._job = job
+        self._width = job.pipeline.width
         self._slot = slot
         self._run = orders.run
         self._stopping = orders.stopping
@@ -244,10 +246,10 @@ class _Work:
         if task.known:
             return None
         try:
-            event = self._job.pipeline.event(task.index, task.load())
+            event = self._job.pipeline.event(task.index, task.load(), share=task.share)
         except (MessageEvictedError, MessageNotFoundError) as error:
-            return self._to_wire(lost_record(task.index, error))
-        self._slot.show(task.index)
+            return self._to_wire(lost_record(self._job.pipeline, task.index, task.share, error))
+        self._slot.show(number_of(task.index, task.share, self._width))
         try:
             _, wire = step.run(event)
         finally:

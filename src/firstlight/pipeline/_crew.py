@@ -5,23 +5,25 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from firstlight.client import Client
-from firstlight.errors import FirstlightError, StreamNotFoundError
+from firstlight.errors import ConfigurationError, FirstlightError, StreamNotFoundError
 from firstlight.model import Ranges
 from firstlight.pipeline._ahead import Ahead
 from firstlight.pipeline._align import Action, Ready
-from firstlight.pipeline._align_values import Descriptor
-from firstlight.pipeline._assign import Dispatch
+from firstlight.pipeline._align_values import Descriptor, Share, number_of
+from firstlight.pipeline._assign import Sharing
+from firstlight.pipeline._dispatch import Dispatch
 from firstlight.pipeline._inline import Listening
 from firstlight.pipeline._live import Live, silence
 from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._pool import Pool
-from firstlight.pipeline._records import Record
+from firstlight.pipeline._records import Record, UserError
 from firstlight.pipeline._reduction import Reduction
 from firstlight.pipeline._sources import Arrival, Ended, Source, looked_at
+from firstlight.pipeline._step import divided
 from firstlight.pipeline._talk import Answer, HandOut
 
 __all__ = ["Crew", "GroupCrew", "ShareCrew"]
@@ -157,15 +159,31 @@ class ShareCrew:
 
     Parameters
     ----------
+    workers
+        Their tags.
     prefetch
         Events that a worker has at hand besides the one it works on; None adapts to how long it takes.
+    park
+        Puts down the record of an event that no worker can have.
     stopping
         Set when the run shall end.
     """
 
     def __init__(
-        self, pipeline: Pipeline, source: Source, reduction: Reduction, prefetch: int | None, stopping: threading.Event
+        self,
+        pipeline: Pipeline,
+        source: Source,
+        reduction: Reduction,
+        *,
+        workers: Sequence[frozenset[str]],
+        prefetch: int | None,
+        park: Callable[[Record], None],
+        stopping: threading.Event,
     ) -> None:
+        self._pipeline = pipeline
+        self._sharing = Sharing(pipeline.shares)
+        self._width = pipeline.width
+        self._park = park
         self._inputs = pipeline.inputs
         self._source = source
         self._reduction = reduction
@@ -173,7 +191,7 @@ class ShareCrew:
         self._aligner = pipeline.align.aligner(pipeline.inputs)
         self._clock = Listening() if source.live else None
         self._ahead = Ahead(prefetch)
-        self._dispatch = Dispatch(self._ahead.n + 1)
+        self._dispatch = Dispatch(workers, per_worker=self._ahead.n + 1, width=self._width)
         #: Since when a worker works on what it has.
         self._since: dict[int, float] = {}
         self._tidings: queue.Queue[_Told] = queue.Queue(_MAX_TIDINGS)
@@ -280,12 +298,31 @@ class ShareCrew:
             self._reduction.all_formed()
 
     def _act(self, action: Action) -> None:
-        if isinstance(action, Ready):
-            # A run that continues another one skips what that has done; its workers are new, and need what is for all.
-            if action.index in self._reduction.seen and not action.everyone:
-                return
-            self._dispatch.offer(action)
-        self._reduction.formed(action)
+        if not isinstance(action, Ready):
+            self._reduction.formed(action)
+            return
+        calls = divided(self._pipeline, self._sharing, action)
+        if isinstance(calls, Record):
+            self._reduction.formed(action, [action])
+            self._park(calls)
+            return
+        for part, share in calls:
+            self._offer(part, share)
+        self._reduction.formed(action, [part for part, _ in calls])
+
+    def _offer(self, part: Ready, share: Share) -> None:
+        number = number_of(part.index, part.share, self._width)
+        # A run that continues another one skips what that has done; its workers are new, and need what is for all.
+        if number in self._reduction.seen and not share.everyone:
+            return
+        if self._dispatch.takers(share):
+            self._dispatch.offer(part, share)
+            return
+        text = f"event {part.index} asks for a worker with the tags {', '.join(sorted(share.tags))}, and none has them"
+        if self._pipeline.on_error == "stop":
+            raise ConfigurationError(f"{text}; give them in Processes(n, tags=...)", event_index=part.index)
+        words = UserError("NoWorker", text)
+        self._park(Record(part.index, "error", None, error=words, share=part.share, width=self._width))
 
     def conclude(self) -> None:
         """What inputs did not have is missing."""

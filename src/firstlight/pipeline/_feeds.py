@@ -42,6 +42,8 @@ class Task:
         Its record is in the results already.
     n_bytes
         Of messages that are held until it is done.
+    share
+        Which share of the event.
     """
 
     index: int
@@ -50,6 +52,7 @@ class Task:
     instead: Record | None = None
     known: bool = False
     n_bytes: int = 0
+    share: int = 0
 
 
 class Feed(Protocol):
@@ -200,7 +203,7 @@ class ShareFeed:
             return None
         lot = self._lots[0]
         event = lot.events.popleft()
-        return Task(event.index, lambda: self._at_hand.take(event, lot.fetch), _nothing)
+        return Task(event.index, lambda: self._at_hand.take(event, lot.fetch), _nothing, share=event.share)
 
     def _listen(self) -> None:
         """Take in what was said; wait for it a little when there is nothing to do."""

@@ -16,12 +16,13 @@ from firstlight.errors import (
     WorkerError,
 )
 from firstlight.pipeline._align import Action, Aligner, Ready
+from firstlight.pipeline._assign import Sharing
 from firstlight.pipeline._live import Live
 from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._records import Record, UserError
 from firstlight.pipeline._run import OnView, Run
 from firstlight.pipeline._sources import AtHand, Ended, OpenSource, Source, Tidings, looked_at
-from firstlight.pipeline._step import Step
+from firstlight.pipeline._step import Step, divided
 
 __all__ = ["Inline", "Listening", "aborted_error", "lost_record"]
 
@@ -121,6 +122,7 @@ class InlineRun(Run):
     def _follow(self, opened: OpenSource, step: Step[None]) -> Iterator[None]:
         aligner = self.pipeline.align.aligner(self.pipeline.inputs)
         at_hand = AtHand(opened, _MAX_HELD)
+        sharing = Sharing(self.pipeline.shares)
         clock = Listening() if self._source.live else None
         for told in opened.tidings():
             if self._stopping.is_set():
@@ -129,7 +131,7 @@ class InlineRun(Run):
             if clock is not None:
                 actions += aligner.tick(clock.now_s())
             for action in actions:
-                self._act(action, at_hand, step)
+                self._act(action, sharing, at_hand, step)
             self._show()
             yield
             if clock is not None:
@@ -151,22 +153,33 @@ class InlineRun(Run):
         self._reduction.offered(aligner.n_begun)
         return actions
 
-    def _act(self, action: Action, at_hand: AtHand, step: Step[None]) -> None:
-        self._reduction.formed(action)
+    def _act(self, action: Action, sharing: Sharing, at_hand: AtHand, step: Step[None]) -> None:
         if not isinstance(action, Ready):
+            self._reduction.formed(action)
             return
+        calls = divided(self.pipeline, sharing, action)
+        if isinstance(calls, Record):
+            self._reduction.formed(action, [action])
+            self._reduction.take(calls)
+            return
+        parts = [part for part, _ in calls]
+        self._reduction.formed(action, parts)
         try:
             messages = at_hand.take(action)
         except (MessageEvictedError, MessageNotFoundError) as error:
-            self._reduction.take(lost_record(action.index, error))
+            for part in parts:
+                self._reduction.take(lost_record(self.pipeline, part.index, part.share, error))
             return
-        record, _ = step.run(self.pipeline.event(action.index, messages))
-        self._reduction.take(record)
+        for part in parts:
+            found = {name: messages[name] for name in part.ids}
+            record, _ = step.run(self.pipeline.event(part.index, found, share=part.share))
+            self._reduction.take(record)
 
 
-def lost_record(index: int, error: FirstlightError) -> Record:
+def lost_record(pipeline: Pipeline, index: int, share: int, error: FirstlightError) -> Record:
     """The record of an event whose messages are gone."""
-    return Record(index, "lost", attempts=1, error=UserError(type(error).__name__, error.text))
+    words = UserError(type(error).__name__, error.text)
+    return Record(index, "lost", error=words, share=share, width=pipeline.width)
 
 
 def aborted_error(pipeline: Pipeline, ended: Ended) -> StreamAbortedError:

@@ -11,7 +11,8 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from firstlight.errors import ConfigurationError
 from firstlight.model import Event, StreamId
-from firstlight.pipeline._align import Align, ByIndex
+from firstlight.pipeline._align import Align, ByIndex, check_inputs
+from firstlight.pipeline._assign import Assign, Divides
 from firstlight.pipeline._detectors import check_detectors, images_of
 from firstlight.pipeline._parameters import ParameterSpec, current_values, fingerprint, parameter_specs
 from firstlight.pipeline._reducers import MakeReducer, make_reducer
@@ -76,6 +77,8 @@ class Pipeline:
     detectors
         Detectors that are made of modules, and how: the event has a `DetectorImage` under each name. Modules are inputs;
         where the layout numbers them, they are the parts of the input that has the name of the detector.
+    assign
+        Which workers may get an event, where that matters; a list gives each event several shares, see `Assign`.
     on_error
         ``stop``: the first exception of the worker or the reducer ends the run with `WorkerError`. ``skip``: the worker
         is tried again up to `max_attempts` times, then the event is parked: counted and listed, without a result.
@@ -109,6 +112,7 @@ class Pipeline:
     reducer: MakeReducer | Mapping[str, MakeReducer] = field(kw_only=True)
     align: Align = field(default=ByIndex(), kw_only=True)
     detectors: Mapping[str, Layout] = field(default_factory=dict, kw_only=True)
+    assign: Assign | Sequence[Assign] = field(default=(), kw_only=True)
     on_error: OnError = field(default="stop", kw_only=True)
     max_attempts: int = field(default=3, kw_only=True)
     results: ResultEncoding = field(default="msgpack", kw_only=True)
@@ -127,6 +131,40 @@ class Pipeline:
         self._check_reducer()
         check_detectors(self.name, self.detectors, self.inputs)
         self._check_choices()
+        self._check_assign()
+
+    def _check_assign(self) -> None:
+        given: Any = self.assign
+        if not isinstance(given, Assign | Sequence) or not all(isinstance(share, Assign) for share in self.shares):
+            raise ConfigurationError(f"assign of pipeline {self.name!r} is Assign(...) or a list, not {given!r}")
+        for share in self.shares:
+            check_inputs("Assign", share.inputs or (), self.inputs)
+        if self.shares and isinstance(self.align, Divides) and self.align.width:
+            raise ConfigurationError(
+                f"pipeline {self.name!r} has workers assigned twice: its trigger map names them already, leave assign out"
+            )
+
+    @property
+    def shares(self) -> tuple[Assign, ...]:
+        """What `assign` says, as a list; empty if it says nothing."""
+        return (self.assign,) if isinstance(self.assign, Assign) else tuple(self.assign)
+
+    @property
+    def width(self) -> int:
+        """Shares that an event has at most."""
+        given = self.align.width if isinstance(self.align, Divides) else 0
+        return max(len(self.shares), given, 1)
+
+    @property
+    def divides(self) -> bool:
+        """It matters who gets which event."""
+        return bool(self.shares) or (isinstance(self.align, Divides) and self.align.width > 0)
+
+    @property
+    def asked_tags(self) -> frozenset[frozenset[str]]:
+        """The tags that are asked of workers, as far as they are known before there are events."""
+        own = {share.tags for share in self.shares if isinstance(share.tags, frozenset)}
+        return frozenset(own) | (self.align.asked_tags if isinstance(self.align, Divides) else frozenset())
 
     def _check_reducer(self) -> None:
         several = self.reducer if isinstance(self.reducer, Mapping) else {"reducer": self.reducer}
@@ -158,9 +196,9 @@ class Pipeline:
         """A new reducer, or several as one."""
         return make_reducer(self.reducer)
 
-    def event(self, index: int, messages: Mapping[str, Any]) -> Event:
+    def event(self, index: int, messages: Mapping[str, Any], *, share: int = 0) -> Event:
         """The event that the worker is called with: messages by input, and what is made of them."""
-        return Event(index, messages, made=images_of(self.detectors, messages))
+        return Event(index, messages, made=images_of(self.detectors, messages), share=share)
 
     @property
     def worker_name(self) -> str:

@@ -9,12 +9,15 @@ import pickle
 import queue
 import secrets
 import threading
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from firstlight.client import Client
 from firstlight.errors import ConfigurationError, FirstlightError, PipelineError, WorkerError
+from firstlight.pipeline._align_values import index_of, number_of
+from firstlight.pipeline._assign import Assign, worker_tags
 from firstlight.pipeline._crew import Crew, GroupCrew, ShareCrew
 from firstlight.pipeline._inline import aborted_error
 from firstlight.pipeline._live import Live
@@ -53,18 +56,22 @@ class Processes:
     prefetch
         Events that a process has at hand besides the one it works on. More is faster for events of less than a
         millisecond, fewer shares slow ones more evenly. None learns it from the time that an event takes.
+    tags
+        What some of the processes, which are called 0 to n - 1, have and others have not, see `Assign`:
+        ``{"gpu": [0], "night-shift": [0, 3]}``. Those without any have the tag ``generic``.
     stop_within_s
         When the run is stopped, processes may finish what they have begun for so long; then they are killed.
 
     Raises
     ------
     ConfigurationError
-        If there is not at least one process and one event at hand.
+        If there is not at least one process and one event at hand, or tags are given to processes that there are not.
     """
 
     n: int
     prefetch: int | None = None
     stop_within_s: float = 10.0
+    tags: Mapping[str, Iterable[int]] = field(default_factory=dict, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.n < 1 or (self.prefetch is not None and self.prefetch < 1) or self.stop_within_s < 0:
@@ -73,6 +80,7 @@ class Processes:
                 f"prefetch={self.prefetch}, "
                 f"stop_within_s={self.stop_within_s:g})"
             )
+        worker_tags(self.n, self.tags)
 
     def start(self, pipeline: Pipeline, source: Source, *, on_view: OnView | None, view_every_s: float) -> Run:
         """Begin a run; it goes on in the background."""
@@ -97,6 +105,9 @@ class ProcessesRun(Run):
         self._early_deaths = 0
         self._aborted: Ended | None = None
         self._results: Results | None = None
+        self._width = pipeline.width
+        self._tags = worker_tags(on.n, on.tags)
+        _check_tags(pipeline, self._tags)
         # Tried now, so that what cannot be copied is an error of the call that asked for it.
         self._sendable = _pickled_pipeline(pipeline)
         self._thread = threading.Thread(target=self._coordinate, name=f"run {pipeline.name}", daemon=True)
@@ -176,12 +187,15 @@ class ProcessesRun(Run):
     @property
     def _by_service(self) -> bool:
         """Whether the service can hand out events: each is one message, that of its id."""
-        return len(self.pipeline.inputs) == 1 and self.pipeline.align.by_id
+        return len(self.pipeline.inputs) == 1 and self.pipeline.align.by_id and not self.pipeline.divides
 
     def _crew(self, client: Client | None, live: Live | None, stack: ExitStack) -> Crew:
         if live is not None and client is not None and self._by_service:
             return GroupCrew(client, self.pipeline, live, self._label, self._reduction, self._on.n)
-        crew = ShareCrew(self.pipeline, self._source, self._reduction, self._on.prefetch, self._stopping)
+        crew = ShareCrew(
+            self.pipeline, self._source, self._reduction, workers=self._tags, prefetch=self._on.prefetch,
+            park=self._put, stopping=self._stopping,
+        )  # fmt: skip
         stack.callback(crew.close)
         crew.follow(lambda: self._inbox.put(None))
         return crew
@@ -220,7 +234,7 @@ class ProcessesRun(Run):
             case Reported(records):
                 for wire in records:
                     self._reduction.take(from_wire(wire, self.pipeline.results))
-                crew.settled(said.number, [index for index, _, _ in records])
+                crew.settled(said.number, [record[0] for record in records])
             case Settled(indices):
                 crew.settled(said.number, indices)
             case Asked(index):
@@ -237,25 +251,28 @@ class ProcessesRun(Run):
                 self._gone(other, pool, crew)
         crew.answer(pool, number, index, self._verdict(index))
 
-    def _verdict(self, index: int) -> Record | None:
-        """The record of an event that has killed too many workers; None if it may be tried."""
-        deaths = self._deaths.get(index, 0)
+    def _verdict(self, call: int) -> Record | None:
+        """The record of an event (or share of one) that has killed too many workers; None if it may be tried."""
+        deaths = self._deaths.get(call, 0)
         if deaths < self.pipeline.max_attempts:
             return None
+        index = index_of(call, self._width)
+        share = call - number_of(index, 0, self._width)
         words = UserError("WorkerDied", f"event {index} ended {deaths} worker processes")
-        return Record(index, "error", None, deaths, 0, words, self.pipeline.parameters_hash)
+        return Record(index, "error", None, deaths, 0, words, self.pipeline.parameters_hash, share, self._width)
 
     def _gone(self, number: int, pool: Pool, crew: Crew) -> None:
-        index = pool.working_on(number)
+        call = pool.working_on(number)
+        index = None if call is None else index_of(call, self._width)
         has_left, how = pool.bury(number)
         if has_left:
             return
         logger.warning("worker %d of pipeline %r was %s at event %s", number, self.pipeline.name, how, index)
-        if index is None:
+        if call is None:
             self._early_deaths += 1
         else:
-            self._deaths[index] = self._deaths.get(index, 0) + 1
-        record = self._verdict(index) if index is not None else None
+            self._deaths[call] = self._deaths.get(call, 0) + 1
+        record = self._verdict(call) if call is not None else None
         self._reduction.died(index, again=record is None)
         self._check_deaths(index, record, how)
         crew.died(number)
@@ -267,7 +284,7 @@ class ProcessesRun(Run):
         if record is not None and self.pipeline.on_error == "stop":
             raise WorkerError(
                 f"worker {self.pipeline.worker_name} of pipeline {self.pipeline.name!r} was {how} at event {index}, "
-                f"{self._deaths[record.index]} times",
+                f"{self._deaths[record.number]} times",
                 event_index=index, error_type="WorkerDied", traceback_text="",
             )  # fmt: skip
         if self._early_deaths > _MAX_EARLY_DEATHS:
@@ -279,8 +296,10 @@ class ProcessesRun(Run):
 
     def _park(self, record: Record, crew: Crew) -> None:
         """Nobody gets this event any more, where that is ours to say; in a group the next member asks, and is told."""
-        if not crew.give_up(record.index):
-            return
+        if crew.give_up(record.number):
+            self._put(record)
+
+    def _put(self, record: Record) -> None:
         if self._results is not None:
             self._results.put(record)
         else:
@@ -328,9 +347,20 @@ def _nothing() -> Any:
     """Stands for the reducer in worker processes, which have none."""
 
 
+def _check_tags(pipeline: Pipeline, workers: Sequence[frozenset[str]]) -> None:
+    """Refuse a pipeline that asks for workers that there are not, as far as that is known before it runs."""
+    for tags in pipeline.asked_tags:
+        if not any(tags <= has for has in workers):
+            raise ConfigurationError(
+                f"pipeline {pipeline.name!r} asks for a worker with the tags {', '.join(sorted(tags))}, and none of the "
+                f"{len(workers)} has them; give them in Processes(n, tags=...)"
+            )
+
+
 def _pickled_pipeline(pipeline: Pipeline) -> Pipeline:
-    # The reducer stays here, so it may be anything, for example a lambda.
-    sendable = dataclasses.replace(pipeline, reducer=_nothing)
+    # The reducer and what assigns stay here, so they may be anything, for example a lambda.
+    assign = tuple(Assign() for _ in pipeline.shares)
+    sendable = dataclasses.replace(pipeline, reducer=_nothing, assign=assign)
     try:
         pickle.dumps(sendable)
     except (pickle.PicklingError, AttributeError, TypeError) as error:

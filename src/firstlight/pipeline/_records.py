@@ -11,6 +11,8 @@ stream is aligned with its inputs. ``meta`` holds:
 ``attempts``   how often the worker was called for it
 ``event_ns``   when the service had the last message of the event, ns UTC; 0 if unknown
 ``error``      ``type``, ``text`` and ``traceback`` of what went wrong
+``width``      shares that an event has at most, if that is more than one: the id is then not that of the event, but
+               ``(index - 1) * width + share + 1``
 ============== ====================================================================================================
 """
 
@@ -18,19 +20,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
 from firstlight.errors import DataError
 from firstlight.model import Message
+from firstlight.pipeline._align_values import index_of, number_of
 from firstlight.pipeline._encoding import decode_result, encode_result
 
 __all__ = ["Kind", "Record", "UserError", "WireRecord", "from_message", "from_wire", "to_wire"]
 
 Kind: TypeAlias = Literal["result", "none", "error", "lost"]
 
-#: ``(event index, data, meta)``: what travels.
+#: ``(number, data, meta)``: what travels; the number is the index of the event, or that of its share (`number_of`).
 WireRecord: TypeAlias = tuple[int, Any, dict[str, Any]]
 
 
@@ -45,7 +48,7 @@ class UserError:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What became of event `index`."""
+    """What became of event `index`, or of its share `share` if events have up to `width` of them."""
 
     index: int
     kind: Kind
@@ -54,6 +57,13 @@ class Record:
     event_ns: int = 0
     error: UserError | None = None
     parameters: str = ""
+    share: int = 0
+    width: int = 1
+
+    @property
+    def number(self) -> int:
+        """What tells it from every other record of the run, and is the id of its message."""
+        return number_of(self.index, self.share, self.width)
 
 
 class _Meta(msgspec.Struct, omit_defaults=True):
@@ -63,6 +73,7 @@ class _Meta(msgspec.Struct, omit_defaults=True):
     attempts: int = 1
     event_ns: int = 0
     error: UserError | None = None
+    width: Annotated[int, msgspec.Meta(ge=1)] = 1
 
 
 def to_wire(record: Record, encoding: str) -> WireRecord:
@@ -74,8 +85,8 @@ def to_wire(record: Record, encoding: str) -> WireRecord:
         If the result cannot be encoded.
     """
     data, name = encode_result(record.value, encoding) if record.kind == "result" else (b"", "")
-    meta = _Meta(record.kind, name, record.parameters, record.attempts, record.event_ns, record.error)
-    return record.index, data, msgspec.to_builtins(meta)
+    meta = _Meta(record.kind, name, record.parameters, record.attempts, record.event_ns, record.error, record.width)
+    return record.number, data, msgspec.to_builtins(meta)
 
 
 def from_wire(wire: WireRecord, allowed: str) -> Record:
@@ -86,10 +97,12 @@ def from_wire(wire: WireRecord, allowed: str) -> Record:
     DataError
         If it is not what `to_wire` wrote.
     """
-    index, data, values = wire
-    meta = _read_meta(index, values)
+    number, data, values = wire
+    meta = _read_meta(number, values)
     value = decode_result(data, meta.encoding, allowed=allowed) if meta.kind == "result" else None
-    return Record(index, meta.kind, value, meta.attempts, meta.event_ns, meta.error, meta.parameters)
+    index = index_of(number, meta.width)
+    share = number - number_of(index, 0, meta.width)
+    return Record(index, meta.kind, value, meta.attempts, meta.event_ns, meta.error, meta.parameters, share, meta.width)
 
 
 def from_message(message: Message, allowed: str) -> Record:
@@ -98,8 +111,8 @@ def from_message(message: Message, allowed: str) -> Record:
     return from_wire((message.id, message.array if is_array else message.data, dict(message.meta)), allowed)
 
 
-def _read_meta(index: int, values: Mapping[str, Any]) -> _Meta:
+def _read_meta(number: int, values: Mapping[str, Any]) -> _Meta:
     try:
         return msgspec.convert(values, _Meta)
     except msgspec.ValidationError as error:
-        raise DataError(f"the record of event {index} in the results cannot be read: {error}", index=index) from error
+        raise DataError(f"record {number} of the results cannot be read: {error}", index=number) from error

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from firstlight.errors import PipelineError, WorkerError
 from firstlight.model import Ranges, View
 from firstlight.monitoring import Histogram
-from firstlight.pipeline._align_values import Action, Again, Dropped, Incomplete, Late, Ready, Unmatched
+from firstlight.pipeline._align_values import (
+    Action,
+    Again,
+    Dropped,
+    Incomplete,
+    Late,
+    Ready,
+    Unmatched,
+    index_of,
+    number_of,
+)
 from firstlight.pipeline._in_order import InOrder
 from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._records import Record, UserError
@@ -35,9 +45,10 @@ class Reduction:
         self._lock = threading.Lock()
         self.reducer = pipeline.make_reducer()
         self._counts = Counts()
-        #: Only if the reducer wants order: what waits, and which events there are.
+        self._width = pipeline.width
+        #: Only if the reducer wants order: what waits, and which records there will be, by number.
         self._order = InOrder[Record](max_held(self.reducer)) if in_order(self.reducer) else None
-        self._formed = Ranges()
+        self._expected = Ranges()
         now_s = time.monotonic()
         self._timers = [
             Timer(name, part, now_s) for name, part in parts_of(self.reducer).items() if isinstance(part, Ticks)
@@ -62,19 +73,19 @@ class Reduction:
             If the reducer raised, and the pipeline stops at errors.
         """
         with self._lock:
-            if record.index in self.seen:
-                self._counts.duplicates += record.index not in self._for_everyone
+            if record.number in self.seen:
+                self._counts.duplicates += record.number not in self._for_everyone
                 return
-            self.seen.add(record.index, record.index)
+            self._see(record.number)
             if record.kind != "result":
                 self._count(record)
                 self._no_result(record)
-                self._has_none(record.index, record.index)
+                self._has_none(record.number, record.number)
             elif self._order is None:
                 self._give([record])
             else:
                 n_late = self._order.n_late
-                ready = self._order.put(record.index, record)
+                ready = self._order.put(record.number, record)
                 self._counts.late_results += self._order.n_late - n_late
                 self._give(ready)
 
@@ -83,7 +94,7 @@ class Reduction:
         self._counts.errors += record.attempts - 1
 
     def _has_none(self, first: int, last: int) -> None:
-        """The events ``first .. last`` hold up no results."""
+        """The records with the numbers ``first .. last`` hold up no results."""
         if self._order is not None:
             self._give(self._order.without(first, last))
 
@@ -93,6 +104,20 @@ class Reduction:
             self._reduce(record)
             if self._live and record.event_ns:
                 self._latency.record(max((time.time_ns() - record.event_ns) * 1e-9, 0.0))
+
+    def _see(self, number: int) -> None:
+        self.seen.add(number, number)
+        index = index_of(number, self._width)
+        if self._width == 1 or self._all_seen(index):
+            self._counts.done.add(index, index)
+
+    def _all_seen(self, index: int) -> bool:
+        first, last = self._numbers(index, index)
+        return self.seen.first_missing(first) > last
+
+    def _numbers(self, first: int, last: int) -> tuple[int, int]:
+        """The first and the last number of the events ``first .. last``."""
+        return number_of(first, 0, self._width), number_of(last + 1, 0, self._width) - 1
 
     def _reduce(self, record: Record) -> None:
         self._changes += 1
@@ -144,25 +169,25 @@ class Reduction:
         with self._lock:
             self._available = max(total, self._available)
 
-    def formed(self, action: Action) -> None:
-        """An event was formed or given up, or a message came that belongs to none."""
+    def formed(self, action: Action, parts: Sequence[Ready] = ()) -> None:
+        """An event was formed or given up, or a message came that belongs to none.
+
+        Parameters
+        ----------
+        parts
+            What workers get of an event that was formed.
+        """
         if isinstance(action, Ready):
-            if action.missing or action.everyone or self._order is not None:
-                with self._lock:
-                    if action.missing:
-                        self._counts.partial.add(action.index, action.index)
-                    if action.everyone:
-                        self._for_everyone.add(action.index)
-                    self._formed.add(action.index, action.index)
+            self._formed(action, parts)
             return
         with self._lock:
             match action:
                 case Incomplete(first, last):
                     self._counts.incomplete.add(first, last)
-                    self._has_none(first, last)
+                    self._has_none(*self._numbers(first, last))
                 case Dropped(first, last):
                     self._counts.dropped.add(first, last)
-                    self._has_none(first, last)
+                    self._has_none(*self._numbers(first, last))
                 case Late(name, number):
                     self._counts.late.setdefault(name, Ranges()).add(number, number)
                 case Again(name, number):
@@ -170,11 +195,29 @@ class Reduction:
                 case Unmatched(name, number):
                     self._counts.unmatched.setdefault(name, Ranges()).add(number, number)
 
+    def _formed(self, event: Ready, parts: Sequence[Ready]) -> None:
+        everyone = any(part.everyone for part in parts)
+        if len(parts) == self._width and not event.missing and not everyone and self._order is None:
+            return
+        with self._lock:
+            if event.missing:
+                self._counts.partial.add(event.index, event.index)
+            shares = {part.share: part for part in parts}
+            self._counts.empty += not shares  # what is there of it, no worker is to see
+            for share in range(self._width):
+                number = number_of(event.index, share, self._width)
+                if share not in shares:  # there is no such record to wait for
+                    self._see(number)
+                    self._has_none(number, number)
+                elif shares[share].everyone:
+                    self._for_everyone.add(number)
+                self._expected.add(number, number)
+
     def all_formed(self, events: Ranges | None = None) -> None:
         """There will be no other events: than these, or if they are left out than those that were formed."""
         with self._lock:
             if self._order is not None:
-                known = (self._formed if events is None else events).copy()
+                known = (self._expected if events is None else events).copy()
                 for first, last in self.seen:
                     known.add(first, last)
                 self._give(self._order.only(known))
@@ -238,7 +281,7 @@ class Reduction:
 
     @property
     def seen(self) -> Ranges:
-        """The events that are done with."""
+        """The records that there are, by number."""
         return self._counts.seen
 
     @property

@@ -37,7 +37,8 @@ class Stats:
     events
         Events that are done with.
     results, empty
-        Events with a result that was given to the reducer, and those for which the worker returned None.
+        Events with a result that was given to the reducer, and those for which the worker returned None. Where events
+        have several shares, each counts.
     held
         Events with a result that waits until the reducer, which wants them in order, has had those before.
     late_results
@@ -123,7 +124,9 @@ def _errors() -> deque[EventError]:
 class Counts:
     """What a run has counted so far, under the names that `Stats` has; a run that continues another one goes on from it."""
 
+    #: The records that there are, by number, and the events that are done with.
     seen: Ranges = field(default_factory=Ranges)
+    done: Ranges = field(default_factory=Ranges)
     results: int = 0
     empty: int = 0
     late_results: int = 0
@@ -143,11 +146,11 @@ class Counts:
 
     def stats(self, **more: Any) -> Stats:
         """The numbers now, with those that are not counted here."""
-        values = {f.name: _copied(getattr(self, f.name)) for f in fields(self) if f.name != "seen"}
-        complete = self.seen.copy()
+        values = {f.name: _copied(getattr(self, f.name)) for f in fields(self) if f.name not in ("seen", "done")}
+        complete = self.done.copy()
         for first, last in self.partial:
             complete.discard(first, last)
-        return Stats(events=len(self.seen), complete=complete, **values, **more)
+        return Stats(events=len(self.done), complete=complete, **values, **more)
 
     def to_plain(self) -> dict[str, Any]:
         """The numbers as lists and dictionaries, to be written down."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from firstlight.errors import WorkerError
 from firstlight.model import Event
+from firstlight.pipeline._align_values import Ready
+from firstlight.pipeline._assign import Call, Sharing
 from firstlight.pipeline._pipeline import Closes, Pipeline, Resets, SetsUp, Worker
-from firstlight.pipeline._records import Record, UserError
+from firstlight.pipeline._records import Kind, Record, UserError
 from firstlight.pipeline._reducers import PartError
 
-__all__ = ["Step", "reducer_error", "told", "worker_error"]
+__all__ = ["Step", "divided", "reducer_error", "told", "worker_error"]
 
 _Made = TypeVar("_Made")
 
@@ -36,6 +38,7 @@ class Step(Generic[_Made]):
         self._finish = finish
         # A script's classes have another module name in a worker process, so that one is told the hash.
         self._hash = parameters or pipeline.parameters_hash
+        self._width = pipeline.width
         try:
             self._worker: Worker = pipeline.make_worker()
             if isinstance(self._worker, SetsUp):
@@ -57,15 +60,20 @@ class Step(Generic[_Made]):
             attempts += 1
             try:
                 value = self._worker(event)
-                kind = "none" if value is None else "result"
-                record = Record(event.index, kind, value, attempts, event_ns, None, self._hash)  # type: ignore[arg-type]
+                kind: Kind = "none" if value is None else "result"
+                record = self._record(event, kind, value, attempts, event_ns, None)
                 return record, self._finish(record)
             except Exception as error:  # user code
                 if self._pipeline.on_error == "stop":
                     raise worker_error(self._pipeline, event.index, error) from error
                 if attempts >= self._pipeline.max_attempts:
-                    record = Record(event.index, "error", None, attempts, event_ns, told(error), self._hash)
+                    record = self._record(event, "error", None, attempts, event_ns, told(error))
                     return record, self._finish(record)
+
+    def _record(
+        self, event: Event, kind: Kind, value: Any, attempts: int, event_ns: int, error: UserError | None
+    ) -> Record:
+        return Record(event.index, kind, value, attempts, event_ns, error, self._hash, event.share, self._width)
 
     @property
     def can_be_reset(self) -> bool:
@@ -99,6 +107,27 @@ class Step(Generic[_Made]):
                 self._worker.close()
             except Exception as error:  # user code
                 raise _wrapped(self._pipeline, error, "could not be closed", None) from error
+
+
+def divided(pipeline: Pipeline, sharing: Sharing, event: Ready) -> list[Call] | Record:
+    """The calls of workers that an event needs, or its record if what the user gave to tell that does not work.
+
+    Raises
+    ------
+    WorkerError
+        If that raised and the pipeline stops at errors.
+    """
+    try:
+        return sharing.calls(event)
+    except Exception as error:  # user code
+        words = told(error)
+        text = f"assign of pipeline {pipeline.name!r} failed at event {event.index}: {words.type}: {words.text}"
+        if pipeline.on_error == "stop":
+            raise WorkerError(
+                text, event_index=event.index, error_type=words.type, traceback_text=words.traceback
+            ) from error
+        words = UserError(words.type, text, words.traceback)
+        return Record(event.index, "error", None, error=words, width=pipeline.width)
 
 
 def told(error: BaseException) -> UserError:

@@ -119,7 +119,10 @@ def test_a_map_knows_policies_and_packed_messages() -> None:
         ([], "a mapping from inputs to lists, not list"),
         ({}, "the trigger map has no inputs"),
         ({"eiger": [True], "panda": [True, None]}, "input 'panda' has 2 events, input 'eiger' has 1"),
-        ({"eiger": [True, 1.5]}, "input 'eiger' at event 2 is 1.5; it can be True, 'broadcast', 'discard' or None"),
+        (
+            {"eiger": [True, 1.5]},
+            "input 'eiger' at event 2 is 1.5; it can be True, 'broadcast', 'discard', None or a list",
+        ),
         ({"eiger": [True, False]}, "input 'eiger' at event 2 is False"),
         ({"eiger": "all"}, "input 'eiger' has a str, not a list"),
         (
