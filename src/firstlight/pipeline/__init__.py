@@ -45,6 +45,7 @@ from firstlight.pipeline._align_values import (
     Unmatched,
 )
 from firstlight.pipeline._assign import Assign
+from firstlight.pipeline._attaching import Attachment, attachment
 from firstlight.pipeline._detectors import DetectorImage
 from firstlight.pipeline._dispatch import Assignment, Dispatch
 from firstlight.pipeline._inline import Inline
@@ -70,6 +71,7 @@ __all__ = [
     "Arrival",
     "Assign",
     "Assignment",
+    "Attachment",
     "Axis",
     "ByIndex",
     "ByKey",
@@ -132,6 +134,7 @@ __all__ = [
     "UserError",
     "View",
     "Worker",
+    "attachment",
     "from_message",
     "message_of",
     "replay",

@@ -306,9 +306,9 @@ class ShareCrew:
             self._reduction.formed(action, [action])
             self._park(calls)
             return
+        self._reduction.formed(action, [part for part, _ in calls])
         for part, share in calls:
             self._offer(part, share)
-        self._reduction.formed(action, [part for part, _ in calls])
 
     def _offer(self, part: Ready, share: Share) -> None:
         number = number_of(part.index, part.share, self._width)

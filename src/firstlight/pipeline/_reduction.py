@@ -22,6 +22,7 @@ from firstlight.pipeline._align_values import (
 )
 from firstlight.pipeline._in_order import InOrder
 from firstlight.pipeline._pipeline import Pipeline
+from firstlight.pipeline._recent import Recent
 from firstlight.pipeline._records import Record, UserError
 from firstlight.pipeline._reducers import Finishes, PartError, Ticks, Timer, in_order, max_held, parts_of
 from firstlight.pipeline._stats import Counts, EventError, Stats
@@ -45,6 +46,7 @@ class Reduction:
         self._lock = threading.Lock()
         self.reducer = pipeline.make_reducer()
         self._counts = Counts()
+        self.recent = Recent(pipeline)
         self._width = pipeline.width
         #: Only if the reducer wants order: what waits, and which records there will be, by number.
         self._order = InOrder[Record](max_held(self.reducer)) if in_order(self.reducer) else None
@@ -77,6 +79,7 @@ class Reduction:
                 self._counts.duplicates += record.number not in self._for_everyone
                 return
             self._see(record.number)
+            self.recent.took(record)
             if record.kind != "result":
                 self._count(record)
                 self._no_result(record)
@@ -196,6 +199,7 @@ class Reduction:
                     self._counts.unmatched.setdefault(name, Ranges()).add(number, number)
 
     def _formed(self, event: Ready, parts: Sequence[Ready]) -> None:
+        self.recent.formed(event)
         everyone = any(part.everyone for part in parts)
         if len(parts) == self._width and not event.missing and not everyone and self._order is None:
             return

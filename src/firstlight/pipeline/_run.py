@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, Self, TypeAlias
 
 from firstlight.errors import FirstlightError, PipelineError, StreamTimeoutError, WorkerError
 from firstlight.model import View
+from firstlight.pipeline._align_values import Ready
 from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._reduction import Reduction
 from firstlight.pipeline._sources import Source
@@ -52,6 +53,9 @@ class Run(abc.ABC):
 
     def __init__(self, pipeline: Pipeline, source: Source, *, on_view: OnView | None, view_every_s: float) -> None:
         self.pipeline = pipeline
+        self.source = source
+        #: ``file.py:name`` of the pipeline, where a command line named it so; for those who attach to the run.
+        self.target: str | None = None
         self.error: FirstlightError | None = None
         self._state: State = "running"
         self._reduction = Reduction(pipeline, live=source.live)
@@ -116,6 +120,18 @@ class Run(abc.ABC):
         if self.error is not None:
             raise self.error
         return self._reduction.reducer
+
+    def recent_events(self, last: int = 50) -> list[Ready]:
+        """Descriptors of the last events, up to some thousands, the newest last: to look at them elsewhere."""
+        return self._reduction.recent.last(last)
+
+    def find_event(self, index: int) -> Ready | None:
+        """The descriptor of event `index`; None if it is not known, or not any more."""
+        return self._reduction.recent.find(index)
+
+    def parked_events(self) -> list[Ready]:
+        """Descriptors of the events that were given up, up to a thousand, the newest last."""
+        return self._reduction.recent.parked
 
     @abc.abstractmethod
     def join(self, timeout: float | None = None) -> bool:
