@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from numpy.typing import NDArray
@@ -133,22 +134,35 @@ class Event(Mapping[str, Any]):
         self._made: dict[str, Any] = dict(made or {})
 
     def __getitem__(self, name: str) -> Any:
-        parts = self._made if name in self._made else self._messages
-        try:
-            found = parts[name]
-        except KeyError:
+        return self._taken(self._made, name) if name in self._made else self.message(name)
+
+    def message(self, name: str) -> Any:
+        """The message of an input, also where something that is made of it has its name.
+
+        Raises
+        ------
+        KeyError
+            If the event has no such input.
+        """
+        if name not in self._messages:
             known = ", ".join(self) or "none"
-            raise KeyError(f"event {self.index} has no input {name!r}; its inputs: {known}") from None
+            raise KeyError(f"event {self.index} has no input {name!r}; its inputs: {known}")
+        return self._taken(self._messages, name)
+
+    def _taken(self, parts: dict[str, Any], name: str) -> Any:
+        found = parts[name]
         if isinstance(found, Later):
-            found = parts[name] = self._loaded(found)
+            try:
+                found = parts[name] = found.load(self)
+            except (MessageEvictedError, MessageNotFoundError) as error:
+                self.lost = error
+                raise
         return found
 
-    def _loaded(self, part: Later) -> Any:
-        try:
-            return part.load(self)
-        except (MessageEvictedError, MessageNotFoundError) as error:
-            self.lost = error
-            raise
+    @property
+    def parts(self) -> Mapping[str, Any]:
+        """What it is made of, by input: messages, and those that nobody has asked for as `Later`."""
+        return MappingProxyType(self._messages)
 
     def __contains__(self, name: object) -> bool:
         return name in self._messages or name in self._made

@@ -48,6 +48,7 @@ from firstlight.pipeline._assign import Assign
 from firstlight.pipeline._attaching import Attachment, attachment
 from firstlight.pipeline._detectors import DetectorImage
 from firstlight.pipeline._dispatch import Assignment, Dispatch
+from firstlight.pipeline._forward import Forward, Forwarded, Reference, Resolves, resolve
 from firstlight.pipeline._inline import Inline
 from firstlight.pipeline._live import Live
 from firstlight.pipeline._parameters import Parameter, ParameterKind, ParameterSet, ParameterSpec
@@ -88,6 +89,8 @@ __all__ = [
     "EventError",
     "Executor",
     "Finishes",
+    "Forward",
+    "Forwarded",
     "Histogram",
     "Image",
     "Incomplete",
@@ -114,7 +117,9 @@ __all__ = [
     "Recording",
     "Reducer",
     "Reducers",
+    "Reference",
     "Replayed",
+    "Resolves",
     "Rows",
     "Run",
     "Scalar",
@@ -138,6 +143,7 @@ __all__ = [
     "from_message",
     "message_of",
     "replay",
+    "resolve",
     "run",
 ]
 

@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -18,10 +19,10 @@ from firstlight.client import Client
 from firstlight.errors import FirstlightError, MessageEvictedError, MessageNotFoundError, PipelineError, WorkerError
 from firstlight.pipeline._align_values import number_of
 from firstlight.pipeline._feeds import Feed, GroupFeed, ShareFeed, Task
-from firstlight.pipeline._inline import lost_record
+from firstlight.pipeline._forward import Forward
 from firstlight.pipeline._live import Live
 from firstlight.pipeline._outlets import Outlet, PipeOutlet, StreamOutlet
-from firstlight.pipeline._records import Record, WireRecord, to_wire
+from firstlight.pipeline._records import Record, WireRecord, lost_record, to_wire
 from firstlight.pipeline._settling import Settler
 from firstlight.pipeline._step import Step, told
 from firstlight.pipeline._talk import (
@@ -205,7 +206,7 @@ class _Work:
             if task is None:
                 settler.check()
             else:
-                settler.put(task, self._wire(task, step))
+                settler.put(*self._settled(task, step, feed))
 
     def _to_wire(self, record: Record) -> WireRecord:
         return to_wire(record, self._job.pipeline.results)
@@ -240,18 +241,19 @@ class _Work:
             if isinstance(said, Stop):
                 return None  # it is noticed before the next event
 
-    def _wire(self, task: Task, step: Step[WireRecord]) -> WireRecord | None:
+    def _settled(self, task: Task, step: Step[WireRecord], feed: Feed) -> tuple[Task, WireRecord | None]:
+        """What became of an event, and what has to stay until that is safe."""
         if task.instead is not None:
-            return self._to_wire(task.instead)
+            return task, self._to_wire(task.instead)
         if task.known:
-            return None
+            return task, None
         try:
-            event = self._job.pipeline.event(task.index, task.load(), share=task.share)
+            messages = task.load()
         except (MessageEvictedError, MessageNotFoundError) as error:
-            return self._to_wire(lost_record(self._job.pipeline, task.index, task.share, error))
+            return task, self._to_wire(lost_record(task.index, error, share=task.share, width=self._width))
         self._slot.show(number_of(task.index, task.share, self._width))
         try:
-            _, wire = step.run(event)
+            record, wire = step.work(task.index, messages, feed.resolve, share=task.share)
         finally:
             self._slot.show(NOTHING)
-        return wire
+        return (replace(task, held=messages) if isinstance(record.value, Forward) else task), wire

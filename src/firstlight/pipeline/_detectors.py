@@ -110,18 +110,17 @@ class _Pixels:
 def images_of(detectors: Mapping[str, Layout], messages: Mapping[str, Any]) -> dict[str, Later]:
     """What stands in an event beside `messages`: each detector of which there is at least one module."""
     return {
-        name: Later(lambda event, name=name, layout=layout: _image(name, layout, event, messages))  # type: ignore[misc]
+        name: Later(lambda event, name=name, layout=layout: _image(name, layout, event))  # type: ignore[misc]
         for name, layout in detectors.items()
         if (name in messages if layout.by_part else any(module.key in messages for module in layout.modules))
     }
 
 
-def _image(name: str, layout: Layout, event: Event, messages: Mapping[str, Any]) -> DetectorImage:
+def _image(name: str, layout: Layout, event: Event) -> DetectorImage:
     if not layout.by_part:
         sources = [str(module.key) for module in layout.modules if module.key in event]
         return DetectorImage(layout, {source: lambda source=source: event[source] for source in sources})  # type: ignore[misc]
-    found = messages[name].load(event) if isinstance(messages[name], Later) else messages[name]
-    parts = _parts(name, found)
+    parts = _parts(name, event.message(name))
     known = {module.key for module in layout.modules}
     if strange := [part for part in parts if part not in known]:
         raise DataError(f"detector {name!r} sent part {strange[0]}, which its layout does not have", module=strange[0])

@@ -15,6 +15,7 @@ from firstlight.errors import StreamAbortedError, StreamNotFoundError, StreamTim
 from firstlight.model import Dataset, Message, MessageRow
 from firstlight.pipeline._ahead import Ahead
 from firstlight.pipeline._align import Ready
+from firstlight.pipeline._forward import Reference, fetch_reference
 from firstlight.pipeline._records import Record
 from firstlight.pipeline._sources import AtHand, Coming, FetchesAhead, Found, OpenSource
 from firstlight.pipeline._talk import GroupJob, HandOut, Stop
@@ -44,6 +45,8 @@ class Task:
         Of messages that are held until it is done.
     share
         Which share of the event.
+    held
+        Messages that must stay until the record is safe, because it refers to them.
     """
 
     index: int
@@ -53,6 +56,7 @@ class Task:
     known: bool = False
     n_bytes: int = 0
     share: int = 0
+    held: Any = None
 
 
 class Feed(Protocol):
@@ -60,6 +64,9 @@ class Feed(Protocol):
 
     over: bool
     aborted: str | None
+
+    def resolve(self, reference: Reference) -> Found:
+        """A message that an earlier pipeline refers to; raises as `OpenSource.fetch` does."""
 
     def next(self) -> Task | None:
         """The next task; None if there is none for a moment, or any more (`over`)."""
@@ -117,6 +124,10 @@ class GroupFeed:
         name = self._name
         self._given_s = time.monotonic()
         return Task(message.id, lambda: {name: message}, message.ack, instead, known, n_bytes)
+
+    def resolve(self, reference: Reference) -> Found:
+        """From the service, in place where that is on this machine."""
+        return fetch_reference(self._client, reference)
 
     def _is_known(self, index: int) -> bool:
         """Somebody put the record down and died before the acknowledgement."""
@@ -221,6 +232,10 @@ class ShareFeed:
         """Nothing more is wanted."""
         for lot in self._lots:
             lot.close()
+
+    def resolve(self, reference: Reference) -> Found:
+        """From the source of the run."""
+        return self._at_hand.resolve(reference)
 
 
 def _nothing() -> None:

@@ -19,12 +19,12 @@ from firstlight.pipeline._align import Action, Aligner, Ready
 from firstlight.pipeline._assign import Sharing
 from firstlight.pipeline._live import Live
 from firstlight.pipeline._pipeline import Pipeline
-from firstlight.pipeline._records import Record, UserError
+from firstlight.pipeline._records import Record, lost_record
 from firstlight.pipeline._run import OnView, Run
 from firstlight.pipeline._sources import AtHand, Ended, OpenSource, Source, Tidings, looked_at
 from firstlight.pipeline._step import Step, divided
 
-__all__ = ["Inline", "Listening", "aborted_error", "lost_record"]
+__all__ = ["Inline", "Listening", "aborted_error"]
 
 #: Messages that are kept at hand while their event waits for other inputs; what is beyond is fetched again.
 _MAX_HELD = 64
@@ -168,18 +168,12 @@ class InlineRun(Run):
             messages = at_hand.take(action)
         except (MessageEvictedError, MessageNotFoundError) as error:
             for part in parts:
-                self._reduction.take(lost_record(self.pipeline, part.index, part.share, error))
+                self._reduction.take(lost_record(part.index, error, share=part.share, width=self.pipeline.width))
             return
         for part in parts:
             found = {name: messages[name] for name in part.ids}
-            record, _ = step.run(self.pipeline.event(part.index, found, share=part.share))
+            record, _ = step.work(part.index, found, at_hand.resolve, share=part.share)
             self._reduction.take(record)
-
-
-def lost_record(pipeline: Pipeline, index: int, share: int, error: FirstlightError) -> Record:
-    """The record of an event whose messages are gone."""
-    words = UserError(type(error).__name__, error.text)
-    return Record(index, "lost", error=words, share=share, width=pipeline.width)
 
 
 def aborted_error(pipeline: Pipeline, ended: Ended) -> StreamAbortedError:

@@ -18,6 +18,7 @@ from firstlight.errors import (
     StreamTimeoutError,
 )
 from firstlight.model import DEFAULT_BEAMTIME, StreamId
+from firstlight.pipeline._forward import Reference, fetch_reference
 from firstlight.pipeline._sources import Arrival, Coming, Ended, Found, Tidings
 
 __all__ = ["Live", "OpenLive", "silence"]
@@ -172,6 +173,10 @@ class OpenLive:
             for message in found:
                 return message
         raise MessageNotFoundError(f"there is no message {number} in {where.stream_id(name)}", id=number)
+
+    def resolve(self, reference: Reference) -> Found:
+        """A message that an earlier pipeline refers to, in place as well."""
+        return fetch_reference(self.client, reference)
 
     def close(self) -> None:
         """Disconnect."""

@@ -9,6 +9,7 @@ from typing import Protocol
 from firstlight.client import Client, Producer
 from firstlight.errors import DuplicateIdError
 from firstlight.model import StreamId
+from firstlight.pipeline._keeping import Keeper
 from firstlight.pipeline._records import WireRecord
 from firstlight.pipeline._talk import FromWorker, Reported, Settled
 
@@ -46,6 +47,7 @@ class StreamOutlet:
         self._client = client
         self._results = results
         self._producer = self._open()
+        self._keeper = Keeper(client)
 
     def _open(self) -> Producer:
         # Acknowledged as written: the event is forgotten on the strength of it.
@@ -61,6 +63,7 @@ class StreamOutlet:
         """Send them, and wait until they are stored."""
         if not records:
             return
+        records = self._keeper.keep(records)
         try:
             self._send(records)
         except DuplicateIdError:

@@ -63,7 +63,7 @@ class Pipeline:
     Parameters
     ----------
     name
-        Results become messages of the source ``<name>.results``.
+        Results become messages of the source ``<name>.results``, in a stream for each run.
     inputs
         Names of sources. A worker finds their messages under these names in its event.
     worker
@@ -79,6 +79,10 @@ class Pipeline:
         where the layout numbers them, they are the parts of the input that has the name of the detector.
     assign
         Which workers may get an event, where that matters; a list gives each event several shares, see `Assign`.
+    output
+        Name of a source to which results go instead, in a stream of the same name as the input's: a next pipeline that
+        reads ``stream="scan_0042"`` finds them there. There is one for each stream of the input, so a later run of the
+        same pipeline continues the one before.
     on_error
         ``stop``: the first exception of the worker or the reducer ends the run with `WorkerError`. ``skip``: the worker
         is tried again up to `max_attempts` times, then the event is parked: counted and listed, without a result.
@@ -113,6 +117,7 @@ class Pipeline:
     align: Align = field(default=ByIndex(), kw_only=True)
     detectors: Mapping[str, Layout] = field(default_factory=dict, kw_only=True)
     assign: Assign | Sequence[Assign] = field(default=(), kw_only=True)
+    output: str = field(default="", kw_only=True)
     on_error: OnError = field(default="stop", kw_only=True)
     max_attempts: int = field(default=3, kw_only=True)
     results: ResultEncoding = field(default="msgpack", kw_only=True)
@@ -124,8 +129,10 @@ class Pipeline:
         object.__setattr__(self, "inputs", tuple(self.inputs))
         if not self.inputs or len(set(self.inputs)) < len(self.inputs):
             raise ConfigurationError(f"pipeline {self.name!r} needs inputs of different names, not {list(self.inputs)}")
-        for name in self.inputs:
+        for name in (*self.inputs, *([self.output] if self.output else [])):
             StreamId("any", name, "any")
+        if self.output in self.inputs:
+            raise ConfigurationError(f"pipeline {self.name!r} cannot write to {self.output!r}: that is one of its inputs")
         if not callable(self.worker):
             raise ConfigurationError(f"the worker of pipeline {self.name!r} cannot be called: {self.worker!r}")
         self._check_reducer()

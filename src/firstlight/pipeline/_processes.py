@@ -99,7 +99,7 @@ class ProcessesRun(Run):
         self._source = source
         self._on = on
         self._can_be_continued = isinstance(source, Live) and source.group is not None
-        self._label = (source.group if isinstance(source, Live) else None) or f"{pipeline.name}-{secrets.token_hex(4)}"
+        self._label = _label(pipeline, source)
         self._inbox: queue.SimpleQueue[Said | Gone | FirstlightError | None] = queue.SimpleQueue()
         self._deaths: dict[int, int] = {}
         self._early_deaths = 0
@@ -341,6 +341,14 @@ class ProcessesRun(Run):
             self._results.abort(reason)
         except FirstlightError as error:
             logger.warning("could not abort %s: %s", self._results.stream, error)
+
+
+def _label(pipeline: Pipeline, source: Source) -> str:
+    """The name of a run, and of the group of its workers."""
+    if isinstance(source, Live) and source.group is not None:
+        return source.group
+    # An output has one stream for each stream of the input, so whoever writes it continues who wrote it before.
+    return pipeline.output or f"{pipeline.name}-{secrets.token_hex(4)}"
 
 
 def _nothing() -> Any:

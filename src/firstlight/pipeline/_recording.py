@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from firstlight.errors import ConfigurationError, CorruptError, MessageNotFoundError, StreamNotFoundError
 from firstlight.model import Dataset, Message, StreamId
+from firstlight.pipeline._forward import Reference
 from firstlight.pipeline._pace import Pace
 from firstlight.pipeline._sources import Arrival, Ended, Found, Tidings
 from firstlight.storage import RecordedStream, RecordingFile
@@ -165,6 +166,7 @@ class OpenRecording:
     def __init__(self, file: RecordingFile, tables: dict[str, _Table], pace: Pace) -> None:
         self._file = file
         self._tables = tables
+        self._others: dict[StreamId, _Table] = {}
         self._pace = pace
 
     def tidings(self) -> Iterator[Tidings]:
@@ -186,6 +188,16 @@ class OpenRecording:
     def fetch(self, ids: Mapping[str, int]) -> dict[str, Found]:
         """The messages of an event, not copied."""
         return {name: self._found(self._tables[name], number) for name, number in ids.items()}
+
+    def resolve(self, reference: Reference) -> Found:
+        """A message of any stream in the file."""
+        stream = reference.stream_id
+        if stream not in self._others:
+            number = next((number for number, found in self._file.streams.items() if found.id == stream), None)
+            if number is None:
+                raise MessageNotFoundError(f"{stream} is not in {self._file.path}, but referred to there", id=reference.id)
+            self._others[stream] = _Table(self._file, number, self._file.streams[number])
+        return self._found(self._others[stream], reference.id)
 
     def _found(self, table: _Table, number: int) -> Found:
         places = table.places(number)

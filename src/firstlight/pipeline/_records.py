@@ -6,7 +6,9 @@ stream is aligned with its inputs. ``meta`` holds:
 
 ============== ====================================================================================================
 ``kind``       ``result``; ``none``: the worker returned None; ``error``: parked; ``lost``: its messages are gone
-``encoding``   of the data: ``array``, ``msgpack`` or ``pickle``; absent unless ``kind`` is ``result``
+``encoding``   of the data: ``array``, ``msgpack`` or ``pickle``, or ``forward``; absent unless ``kind`` is ``result``
+``forward``    of a result that is a reference to its event, see `Forward`
+``_record``    1 where there are no data: a message of a detector without data is none of these
 ``parameters`` hash of the worker and its parameters
 ``attempts``   how often the worker was called for it
 ``event_ns``   when the service had the last message of the event, ns UTC; 0 if unknown
@@ -24,12 +26,13 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
-from firstlight.errors import DataError
+from firstlight.errors import DataError, FirstlightError
 from firstlight.model import Message
 from firstlight.pipeline._align_values import index_of, number_of
 from firstlight.pipeline._encoding import decode_result, encode_result
+from firstlight.pipeline._forward import RECORD, Forward
 
-__all__ = ["Kind", "Record", "UserError", "WireRecord", "from_message", "from_wire", "to_wire"]
+__all__ = ["Kind", "Record", "UserError", "WireRecord", "from_message", "from_wire", "lost_record", "to_wire"]
 
 Kind: TypeAlias = Literal["result", "none", "error", "lost"]
 
@@ -74,6 +77,12 @@ class _Meta(msgspec.Struct, omit_defaults=True):
     event_ns: int = 0
     error: UserError | None = None
     width: Annotated[int, msgspec.Meta(ge=1)] = 1
+    forward: dict[str, Any] | None = None
+
+
+def lost_record(index: int, error: FirstlightError, *, share: int = 0, width: int = 1) -> Record:
+    """The record of an event whose messages are gone."""
+    return Record(index, "lost", error=UserError(type(error).__name__, error.text), share=share, width=width)
 
 
 def to_wire(record: Record, encoding: str) -> WireRecord:
@@ -84,9 +93,19 @@ def to_wire(record: Record, encoding: str) -> WireRecord:
     DataError
         If the result cannot be encoded.
     """
-    data, name = encode_result(record.value, encoding) if record.kind == "result" else (b"", "")
+    if record.kind != "result" or isinstance(record.value, Forward):
+        return record.number, b"", _meta_without_data(record)
+    data, name = encode_result(record.value, encoding)
     meta = _Meta(record.kind, name, record.parameters, record.attempts, record.event_ns, record.error, record.width)
     return record.number, data, msgspec.to_builtins(meta)
+
+
+def _meta_without_data(record: Record) -> dict[str, Any]:
+    name, forward = ("forward", record.value.to_json()) if isinstance(record.value, Forward) else ("", None)
+    meta = _Meta(
+        record.kind, name, record.parameters, record.attempts, record.event_ns, record.error, record.width, forward
+    )
+    return {**msgspec.to_builtins(meta), RECORD: 1}
 
 
 def from_wire(wire: WireRecord, allowed: str) -> Record:
@@ -99,7 +118,11 @@ def from_wire(wire: WireRecord, allowed: str) -> Record:
     """
     number, data, values = wire
     meta = _read_meta(number, values)
-    value = decode_result(data, meta.encoding, allowed=allowed) if meta.kind == "result" else None
+    value: Any = None
+    if meta.encoding == "forward":
+        value = Forward.from_json(meta.forward)
+    elif meta.kind == "result":
+        value = decode_result(data, meta.encoding, allowed=allowed)
     index = index_of(number, meta.width)
     share = number - number_of(index, 0, meta.width)
     return Record(index, meta.kind, value, meta.attempts, meta.event_ns, meta.error, meta.parameters, share, meta.width)

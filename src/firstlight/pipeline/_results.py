@@ -42,7 +42,7 @@ class Results:
         self, client: Client, pipeline: Pipeline, live: Live, label: str, reduction: Reduction,
         on_failure: Callable[[FirstlightError], None],
     ) -> None:  # fmt: skip
-        self.stream = StreamId(live.beamtime, f"{pipeline.name}.results", f"{live.stream}.{label}")
+        self.stream = _results_stream(pipeline, live, label)
         self._client = client
         self._pipeline = pipeline
         self._reduction = reduction
@@ -77,7 +77,14 @@ class Results:
                 f"({earlier.get('parameters')}); choose another group, so that their results do not mix",
                 group=live.group,
             )
-        self.finished = self._client.info(self.stream.source, **self._where).finished
+        info = self._client.info(self.stream.source, **self._where)
+        if info.aborted is not None and self._pipeline.output:
+            raise ConfigurationError(
+                f"{self.stream} was given up by an earlier run ({info.aborted}); "
+                f"`firstlight delete {self.stream.source}/{self.stream.stream}` makes room for another one",
+                stream=str(self.stream),
+            )
+        self.finished = info.finished
         if not self.finished:
             self._producer = self._client.produce(self.stream.source, finish=False, **self._where)
 
@@ -143,3 +150,9 @@ class Results:
         self._thread.join()
         if self._producer is not None:
             self._producer.close()
+
+
+def _results_stream(pipeline: Pipeline, live: Live, label: str) -> StreamId:
+    if pipeline.output:
+        return StreamId(live.beamtime, pipeline.output, live.stream)
+    return StreamId(live.beamtime, f"{pipeline.name}.results", f"{live.stream}.{label}")

@@ -30,6 +30,7 @@ from firstlight.model import (
 )
 from firstlight.pipeline._align import Align
 from firstlight.pipeline._align_values import Descriptor, Ready
+from firstlight.pipeline._forward import Reference, Resolves
 
 __all__ = [
     "Arrival",
@@ -181,6 +182,15 @@ class AtHand:
         found = {name: fetched[name] if message is None else message for name, message in held.items()}
         return self._rows_of(event, found) if event.rows else found
 
+    def resolve(self, reference: Reference) -> Found:
+        """A message that an earlier pipeline refers to; raises as `OpenSource.fetch` does.
+
+        A source that knows nothing of other streams than its inputs looks for it there.
+        """
+        if isinstance(self._opened, Resolves):
+            return self._opened.resolve(reference)
+        return self._opened.fetch({reference.source: reference.id})[reference.source]
+
     def _rows_of(self, event: Ready, found: dict[str, Found]) -> dict[str, Found | MessageRow]:
         for name in event.rows:
             self.keep(name, event.ids[name], found[name])
@@ -251,8 +261,7 @@ class Items:
             raise ConfigurationError(
                 f"these items have no input {absent[0]!r}; they have {', '.join(self._items) or 'none'}"
             )
-        chosen = {name: self._items[name] for name in inputs}
-        return OpenItems(chosen, [pair for pair in self._arrival if pair[0] in chosen], self._aborted)
+        return OpenItems(inputs, self._items, self._arrival, self._aborted)
 
     def __repr__(self) -> str:
         return f"<Items {', '.join(f'{name}: {len(found)}' for name, found in self._items.items())}>"
@@ -273,8 +282,13 @@ class OpenItems:
     """`Items` at work."""
 
     def __init__(
-        self, items: dict[str, dict[int, Any]], arrival: list[tuple[str, int]], aborted: dict[str, str]
+        self,
+        inputs: Sequence[str],
+        items: Mapping[str, Mapping[int, Any]],
+        arrival: Sequence[tuple[str, int]],
+        aborted: Mapping[str, str],
     ) -> None:
+        self._inputs = inputs
         self._items = items
         self._arrival = arrival
         self._aborted = aborted
@@ -282,8 +296,9 @@ class OpenItems:
     def tidings(self) -> Iterator[Tidings]:
         """What arrives, in the order that was asked for."""
         for name, number in self._arrival:
-            yield Arrival(name, number)
-        for name in self._items:
+            if name in self._inputs:
+                yield Arrival(name, number)
+        for name in self._inputs:
             yield Ended(name, self._aborted.get(name))
 
     def fetch(self, ids: Mapping[str, int]) -> dict[str, Found]:
@@ -297,6 +312,10 @@ class OpenItems:
             raise MessageNotFoundError(f"there is no message {number} among the items of {name!r}", id=number) from None
         data, meta = item if isinstance(item, tuple) else (item, {})
         return message_of(StreamId("memory", name, "items"), number, data, meta)
+
+    def resolve(self, reference: Reference) -> Found:
+        """A message of any input, also of those that were not opened."""
+        return self._message(reference.source, reference.id)
 
     def close(self) -> None:
         """Nothing is held."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
-from firstlight.errors import WorkerError
+from firstlight.errors import DataError, WorkerError
 from firstlight.model import Event
 from firstlight.pipeline._align_values import Ready
 from firstlight.pipeline._assign import Call, Sharing
+from firstlight.pipeline._forward import Fetch, event_parts, with_references
 from firstlight.pipeline._pipeline import Closes, Pipeline, Resets, SetsUp, Worker
-from firstlight.pipeline._records import Kind, Record, UserError
+from firstlight.pipeline._records import Kind, Record, UserError, lost_record
 from firstlight.pipeline._reducers import PartError
 
 __all__ = ["Step", "divided", "reducer_error", "told", "worker_error"]
@@ -46,6 +47,34 @@ class Step(Generic[_Made]):
         except Exception as error:  # user code
             raise _wrapped(pipeline, error, "could not be set up", None) from error
 
+    def work(self, index: int, messages: Mapping[str, Any], fetch: Fetch, *, share: int = 0) -> tuple[Record, _Made]:
+        """Make an event of messages, and call the worker; not if an earlier pipeline had no result for it.
+
+        Parameters
+        ----------
+        fetch
+            Finds messages that earlier pipelines refer to.
+
+        Raises
+        ------
+        WorkerError
+            See `run`.
+        """
+        try:
+            parts = event_parts(messages, fetch)
+        except DataError as error:
+            if self._pipeline.on_error == "stop":
+                raise worker_error(self._pipeline, index, error) from error
+            record = self._unworked(index, share, "error", told(error))
+            return record, self._finish(record)
+        if parts is None:
+            record = self._unworked(index, share, "none")
+            return record, self._finish(record)
+        return self.run(self._pipeline.event(index, parts, share=share))
+
+    def _unworked(self, index: int, share: int, kind: Kind, error: UserError | None = None) -> Record:
+        return Record(index, kind, error=error, parameters=self._hash, share=share, width=self._width)
+
     def run(self, event: Event) -> tuple[Record, _Made]:
         """Call the worker, again if that is wanted and helps.
 
@@ -59,11 +88,14 @@ class Step(Generic[_Made]):
         while True:
             attempts += 1
             try:
-                value = self._worker(event)
+                value = with_references(self._worker(event), event)
                 kind: Kind = "none" if value is None else "result"
                 record = self._record(event, kind, value, attempts, event_ns, None)
                 return record, self._finish(record)
             except Exception as error:  # user code
+                if event.lost is not None:
+                    record = lost_record(event.index, event.lost, share=event.share, width=self._width)
+                    return record, self._finish(record)
                 if self._pipeline.on_error == "stop":
                     raise worker_error(self._pipeline, event.index, error) from error
                 if attempts >= self._pipeline.max_attempts:
