@@ -286,6 +286,30 @@ def test_silence_and_a_misspelt_stream_are_different_errors(service: Any, on: Ex
     assert sorted(running.reducer.indices) == [1, 2]
 
 
+@pytest.mark.parametrize("on", [Inline(), Processes(1)], ids=["inline", "processes"])
+def test_an_input_may_be_silent_while_another_one_is_not(service: Any, on: Executor) -> None:
+    stream, timeout, over = next(_NAMES), 1.5, threading.Event()
+
+    def produce() -> None:
+        with Client(service.url) as client, client.produce("eiger", stream=stream, linger=0.0) as eiger:
+            began, index = time.monotonic(), 0
+            while time.monotonic() - began < 2 * timeout and not over.wait(0.05):
+                index += 1
+                eiger.send(frame(index), id=index, meta={"shutter": "open"})
+            with client.produce("slow", stream=stream) as slow:
+                slow.send(frame(1), id=1, meta={"shutter": "open"})
+
+    thread = threading.Thread(target=produce)
+    thread.start()
+    pipeline = Pipeline("pair", inputs=["eiger", "slow"], worker=RowMeans(), reducer=MeanRows)
+    try:
+        found = run(pipeline, Live(service.url, stream=stream, timeout=timeout), on=on).result(_WITHIN_S)
+    finally:
+        over.set()
+        thread.join()
+    assert found.indices == [1]
+
+
 def test_no_service_is_a_lost_connection() -> None:
     for on in (Inline(), Processes(1)):
         with pytest.raises(ConnectionLostError):

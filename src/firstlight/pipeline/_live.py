@@ -44,8 +44,8 @@ class Live:
         second machine at the same time): events that are done are not done again. Without it every run begins at the
         first event.
     timeout
-        Seconds without any message after which the run fails with `StreamTimeoutError`, or `StreamNotFoundError` if
-        there is no such stream by then. None waits for ever: the scan may begin tomorrow.
+        Seconds without a message of any input after which the run fails with `StreamTimeoutError`, or
+        `StreamNotFoundError` if there is no such stream by then. None waits for ever: the scan may begin tomorrow.
     datasets
         The inputs are detectors made of modules; events hold a `Dataset` of each.
     reconnect_timeout
@@ -89,6 +89,7 @@ class OpenLive:
         self._inputs = tuple(inputs)
         self._closing = threading.Event()
         self._threads: list[threading.Thread] = []
+        self._heard_s = time.monotonic()
         self.client = source.connect()
 
     def tidings(self) -> Iterator[Tidings]:
@@ -127,19 +128,19 @@ class OpenLive:
             try:
                 return arriving.put(told, timeout=_SLICE_S)
             except queue.Full:
-                continue
+                self._heard_s = time.monotonic()  # what lies unread is no silence
 
     def _follow(self, name: str) -> Iterator[Tidings]:
         where = self._source
         with self.client.consume(
             name, beamtime=where.beamtime, stream=where.stream, datasets=where.datasets, timeout=_SLICE_S
         ) as consumer:
-            heard_s = time.monotonic()
+            self._heard_s = time.monotonic()
             while True:
                 try:
                     message = next(consumer, None)
                 except (StreamTimeoutError, StreamNotFoundError) as error:
-                    if where.timeout is not None and time.monotonic() - heard_s > where.timeout:
+                    if where.timeout is not None and time.monotonic() - self._heard_s > where.timeout:
                         raise silence(where, name, exists=isinstance(error, StreamTimeoutError)) from None
                     yield None
                     continue
@@ -151,7 +152,7 @@ class OpenLive:
                     return
                 yield Arrival(name, message.id, message)
                 # Behind the yield: what the caller does with a message is no silence of the stream.
-                heard_s = time.monotonic()
+                self._heard_s = time.monotonic()
 
     def fetch(self, ids: Mapping[str, int]) -> dict[str, Found]:
         """The messages of an event, read in place where the service is on this machine."""
