@@ -10,7 +10,7 @@ from firstlight.errors import ConfigurationError
 from firstlight.model import Dataset, Message, Ranges
 from firstlight.pipeline._align import Aligner, NumberAligner, check_inputs, check_packed
 from firstlight.pipeline._align_forming import Forming, Place, check_policy
-from firstlight.pipeline._align_numbers import Keyed, Rows, meta_of, value_at, whole
+from firstlight.pipeline._align_numbers import Keyed, Rows, check_first, meta_of, value_at, whole
 from firstlight.pipeline._align_values import Action, Again, Descriptor, Key, Unmatched, WhenIncomplete
 
 __all__ = ["ByKey", "ReferenceForming"]
@@ -60,6 +60,8 @@ class ByKey:
         paths: list[object] = list(self.key.values()) if isinstance(self.key, Mapping) else [self.key]
         if not all(isinstance(path, str) and path for path in paths):
             raise ConfigurationError(f"ByKey takes names of metadata keys, not {self.key!r}")
+        for first in self.first.values() if isinstance(self.first, Mapping) else [self.first]:
+            check_first("ByKey", first)
         if self.reference is not None and self.packed:
             raise ConfigurationError("ByKey with a reference cannot have packed inputs: their triggers need numbers")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, NamedTuple, Protocol
 
 from firstlight.errors import ConfigurationError, DataError
@@ -23,6 +24,7 @@ __all__ = [
     "Numbering",
     "Rows",
     "Spans",
+    "check_first",
     "first_number",
     "meta_of",
     "value_at",
@@ -63,9 +65,11 @@ class Rows:
     first: int = 1
 
     def __post_init__(self) -> None:
-        for what in (self.n, self.start):
-            if what == "":
-                raise ConfigurationError("Rows takes names of metadata keys, not an empty one")
+        keys: dict[str, object] = {"n": self.n, "start": self.start}
+        for what, key in keys.items():
+            if key is not None and (not isinstance(key, str) or not key):
+                raise ConfigurationError(f"{what} of Rows is the name of a metadata key, not {key!r}")
+        check_first("Rows", self.first)
 
     def describe(self, message: Message | Dataset) -> Descriptor:
         """How many triggers, and from which on; blobs are not read."""
@@ -82,6 +86,20 @@ class Rows:
                 return -1
             n = spec.shape[0] if spec is not None and spec.shape else -1
         return n if isinstance(n, int) and not isinstance(n, bool) and n <= _MAX_ROWS else -1
+
+
+def check_first(what: str, first: object) -> None:
+    """Refuse what cannot be the number of the first trigger.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is not a whole number.
+    """
+    if not isinstance(first, Integral):
+        raise ConfigurationError(
+            f"first of {what} is what the source calls its first one, mostly 0 or 1, not {first!r}"
+        )
 
 
 def _first(message: Message | Dataset) -> Message:

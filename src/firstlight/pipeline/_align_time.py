@@ -16,7 +16,7 @@ from firstlight.model import Dataset, Message, Ranges
 from firstlight.pipeline._align import Aligner, check_inputs
 from firstlight.pipeline._align_forming import check_policy
 from firstlight.pipeline._align_key import ReferenceForming
-from firstlight.pipeline._align_values import Action, Descriptor, Unmatched, WhenIncomplete
+from firstlight.pipeline._align_values import Action, Descriptor, Unmatched, WhenIncomplete, is_time
 
 __all__ = ["ByTimestamp"]
 
@@ -44,7 +44,7 @@ class ByTimestamp:
     Raises
     ------
     ConfigurationError
-        If the tolerance is less than nothing.
+        If the tolerance is no time, or less than nothing.
     """
 
     tolerance_s: float
@@ -53,8 +53,8 @@ class ByTimestamp:
 
     def __post_init__(self) -> None:
         check_policy(self.incomplete)
-        if not 0 <= self.tolerance_s < _LATEST:
-            raise ConfigurationError(f"tolerance_s of ByTimestamp is seconds from 0 on, not {self.tolerance_s}")
+        if not is_time(self.tolerance_s) or not self.tolerance_s * 1e9 < _LATEST:
+            raise ConfigurationError(f"tolerance_s of ByTimestamp is seconds from 0 on, not {self.tolerance_s!r}")
 
     @property
     def by_id(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, SupportsFloat, TypeAlias
 
 import msgspec
 
@@ -25,6 +25,7 @@ __all__ = [
     "Unmatched",
     "WhenIncomplete",
     "index_of",
+    "is_time",
     "number_of",
 ]
 
@@ -181,7 +182,7 @@ class Partial:
     Raises
     ------
     ConfigurationError
-        If that is less than nothing.
+        If that is no time, or less than nothing.
     """
 
     after_s: float
@@ -204,6 +205,11 @@ class Drop:
 WhenIncomplete: TypeAlias = Literal["wait"] | Partial | Drop
 
 
-def _check_deadline(what: str, after_s: float) -> None:
-    if not after_s >= 0:  # also a NaN
-        raise ConfigurationError(f"{what}(after_s) takes seconds from 0 on, not {after_s}")
+def is_time(value: object) -> bool:
+    """Whether it is seconds from nothing on; without end is, NaN is not."""
+    return isinstance(value, SupportsFloat) and float(value) >= 0
+
+
+def _check_deadline(what: str, after_s: object) -> None:
+    if not is_time(after_s):
+        raise ConfigurationError(f"{what}(after_s) takes seconds from 0 on, not {after_s!r}")

@@ -96,8 +96,8 @@ class Pipeline:
     Raises
     ------
     ConfigurationError
-        If the name cannot name a source, there are no inputs or two of the same name, or an option is none of those
-        above.
+        If the name cannot name a source, there are no inputs or two of the same name, `align` speaks of others, or an
+        option is none of those above.
 
     Examples
     --------
@@ -137,6 +137,7 @@ class Pipeline:
             raise ConfigurationError(f"the worker of pipeline {self.name!r} cannot be called: {self.worker!r}")
         self._check_reducer()
         check_detectors(self.name, self.detectors, self.inputs)
+        self._check_align()
         self._check_choices()
         self._check_assign()
 
@@ -172,6 +173,14 @@ class Pipeline:
         """The tags that are asked of workers, as far as they are known before there are events."""
         own = {share.tags for share in self.shares if isinstance(share.tags, frozenset)}
         return frozenset(own) | (self.align.asked_tags if isinstance(self.align, Divides) else frozenset())
+
+    def _check_align(self) -> None:
+        given: object = self.align
+        if isinstance(given, type) or not hasattr(given, "aligner"):
+            raise ConfigurationError(
+                f"align of pipeline {self.name!r} is a value such as ByIndex() or ByKey('trigger'), not {given!r}"
+            )
+        self.align.aligner(self.inputs)  # names of inputs that there are not are told before anything runs
 
     def _check_reducer(self) -> None:
         several = self.reducer if isinstance(self.reducer, Mapping) else {"reducer": self.reducer}

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeAlias, runtime_checkable
+from typing import Any, Protocol, Self, SupportsIndex, TypeAlias, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -48,6 +48,8 @@ __all__ = [
 ]
 
 Found: TypeAlias = Message | Dataset
+
+_MAX_ID = 2**63 - 1
 Fetch: TypeAlias = Callable[[Mapping[str, int]], dict[str, Found]]
 
 
@@ -231,7 +233,8 @@ class Items:
     Raises
     ------
     ConfigurationError
-        If the order of arrival names something that there is not, or leaves something out.
+        If an id is no whole number from 1 on, or the order of arrival names something that there is not, or leaves
+        something out.
 
     Examples
     --------
@@ -269,7 +272,11 @@ class Items:
 
 def _by_id(given: Iterable[Any] | Mapping[int, Any]) -> dict[int, Any]:
     pairs = given.items() if isinstance(given, Mapping) else enumerate(given, start=1)
-    return {number: item for number, item in pairs if item is not None}
+    found = {number: item for number, item in pairs if item is not None}
+    for number in found:
+        if not isinstance(number, SupportsIndex) or not 1 <= int(number) <= _MAX_ID:
+            raise ConfigurationError(f"ids of items are whole numbers from 1 on, not {number!r}")
+    return found
 
 
 def _taking_turns(items: Mapping[str, Mapping[int, Any]]) -> list[tuple[str, int]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
@@ -138,8 +140,8 @@ def test_what_is_no_policy_is_refused(wrong: object) -> None:
         ByIndex(incomplete=wrong)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("after_s", [-1.0, float("nan")])
-def test_a_deadline_is_not_before_the_event(after_s: float) -> None:
+@pytest.mark.parametrize("after_s", [-1.0, float("nan"), "2", None])
+def test_a_deadline_is_not_before_the_event(after_s: Any) -> None:
     for policy in (Partial, Drop):
         with pytest.raises(ConfigurationError, match=f"{policy.__name__}.after_s. takes seconds from 0 on"):
             policy(after_s)
@@ -214,8 +216,21 @@ def test_packed_names_inputs_that_there_are() -> None:
         ByIndex(packed={"panda": Rows()}).aligner(["eiger"])
     with pytest.raises(ConfigurationError, match="packed names inputs and how"):
         ByIndex(packed={"panda": 3})  # type: ignore[dict-item]
-    with pytest.raises(ConfigurationError, match="names of metadata keys, not an empty one"):
-        Rows(n="")
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"n": ""}, "n of Rows is the name of a metadata key, not ''"),
+        ({"n": 100}, "n of Rows is the name of a metadata key, not 100"),
+        ({"start": 0}, "start of Rows is the name of a metadata key, not 0"),
+        ({"first": "0"}, "first of Rows is what the source calls its first one, mostly 0 or 1, not '0'"),
+        ({"first": 0.5}, "first of Rows is"),
+    ],
+)
+def test_rows_that_cannot_be_are_refused(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigurationError, match=text):
+        Rows(**options)
 
 
 # -- whatever happens -------------------------------------------------------------------------------------------------

@@ -124,6 +124,7 @@ def test_a_map_knows_policies_and_packed_messages() -> None:
             "input 'eiger' at event 2 is 1.5; it can be True, 'broadcast', 'discard', None or a list",
         ),
         ({"eiger": [True, False]}, "input 'eiger' at event 2 is False"),
+        ({"eiger": [np.ones(2)]}, "input 'eiger' at event 1 is array"),
         ({"eiger": "all"}, "input 'eiger' has a str, not a list"),
         (
             {"parts": {"a": {"eiger": [1]}}, "sequence": []},
@@ -212,6 +213,8 @@ def test_a_reference_knows_deadlines() -> None:
         ({"key": {"eiger": "n"}}, "has no key for input 'panda'"),
         ({"key": "n", "reference": "robot"}, "reference of ByKey names 'robot', which is no input"),
         ({"key": "n", "first": {"robot": 0}}, "first of ByKey names 'robot'"),
+        ({"key": "n", "first": "0"}, "first of ByKey is what the source calls its first one, mostly 0 or 1, not '0'"),
+        ({"key": "n", "first": {"eiger": None}}, "first of ByKey is"),
     ],
 )
 def test_a_key_that_cannot_be_is_refused(options: dict[str, Any], text: str) -> None:
@@ -278,9 +281,9 @@ def test_what_was_decided_is_forgotten() -> None:
 
 
 def test_a_tolerance_that_cannot_be_is_refused() -> None:
-    for wrong in (-1.0, float("nan"), float("inf")):
+    for wrong in (-1.0, float("nan"), float("inf"), 1e300, "0.1", None):
         with pytest.raises(ConfigurationError, match="tolerance_s of ByTimestamp is seconds from 0 on"):
-            ByTimestamp(wrong, reference="eiger")
+            ByTimestamp(wrong, reference="eiger")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="reference of ByTimestamp names 'eiger', which is no input"):
         ByTimestamp(1.0, reference="eiger").aligner(["diode"])
 

@@ -10,7 +10,21 @@ import numpy as np
 import pytest
 
 from firstlight.errors import ConfigurationError, DataError, MessageNotFoundError
-from firstlight.pipeline import Arrival, Ended, Event, Inline, Items, Pipeline, Processes, Scalar, Stats, run
+from firstlight.pipeline import (
+    Arrival,
+    ByIndex,
+    ByTimestamp,
+    ByTriggerMap,
+    Ended,
+    Event,
+    Inline,
+    Items,
+    Pipeline,
+    Processes,
+    Scalar,
+    Stats,
+    run,
+)
 from firstlight.testing._pipeline_contract import Collect, ContractData, MeanRows, RowMeans, mixed
 
 
@@ -53,6 +67,20 @@ def saxs(worker: Any = None, **more: Any) -> Pipeline:
 def test_mistakes_are_named(change: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigurationError, match=text):
         saxs(**change)
+
+
+@pytest.mark.parametrize(
+    ("align", "text"),
+    [
+        (ByIndex, "align of pipeline 'saxs' is a value such as"),
+        (None, "align of pipeline 'saxs' is a value such as"),
+        (ByTimestamp(0.1, reference="panda"), "reference of ByTimestamp names 'panda', which is no input"),
+        (ByTriggerMap({"panda": [True]}), "the trigger map names 'panda', which is no input"),
+    ],
+)
+def test_an_alignment_of_other_inputs_is_refused_before_anything_runs(align: Any, text: str) -> None:
+    with pytest.raises(ConfigurationError, match=text):
+        saxs(align=align)
 
 
 def test_a_name_has_to_make_a_source() -> None:
@@ -132,6 +160,9 @@ def test_items_know_what_they_hold() -> None:
         Items({"eiger": [b""]}).open(["panda"])
     with pytest.raises(ConfigurationError, match="exactly once"):
         Items({"eiger": [b"", b""]}, arrival=[("eiger", 1)])
+    for wrong in (0, -1, 1 << 63, "1", 1.5):
+        with pytest.raises(ConfigurationError, match="ids of items are whole numbers from 1 on, not"):
+            Items({"eiger": {wrong: b""}})  # type: ignore[dict-item]
 
 
 # -- runs -------------------------------------------------------------------------------------------------------------
