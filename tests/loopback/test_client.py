@@ -198,6 +198,10 @@ def test_starts_and_ids(client: Client) -> None:
             out.send(b"x", id=n * 2)
     assert [m.id for m in client.consume("det", stream="s", start=30)] == list(range(32, 41, 2))
     assert [m.id for m in client.consume("det", stream="s", start="latest")] == [40]
+    had = [(1, 31), (34, 34), (40, 40), (50, 60)]
+    assert [m.id for m in client.consume("det", stream="s", have=had)] == [32, 36, 38]
+    assert [m.id for m in client.consume("det", stream="s", have=had, start=33, order="arrival")] == [36, 38]
+    assert list(client.consume("det", stream="s", have=[(1, 40)])) == []
     assert client.get("det", 14, stream="s").id == 14
     assert client.last("det", stream="s").id == 40
     assert [m.id for m in client.get_many("det", [2, 3, 4, 40, 99], stream="s")] == [2, 4, 40]
@@ -609,6 +613,9 @@ def test_times_and_policies_of_a_wrong_type_are_named_before_anything_is_opened(
         ("consume", {"prefetch": "4"}, "prefetch='4' delivers nothing"),
         ("consume", {"prefetch": 0}, "prefetch=0 delivers nothing"),
         ("consume", {"start": -1}, "start=-1 is not an id"),
+        ("consume", {"have": [3]}, "have= takes stretches of ids"),
+        ("consume", {"have": [(1, 2)], "group": "g"}, "have= is for consumers without a group"),
+        ("consume", {"have": [(1, 2)], "start": "latest"}, "have= is for consumers without a group"),
         ("monitor", {"timeout": -1}, f"timeout=-1 {no_time}"),
     ]
     for verb, arguments, text in wrong:

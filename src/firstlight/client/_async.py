@@ -456,6 +456,7 @@ class AsyncClient:
         group: str | None = None,
         order: Literal["id", "arrival"] = "id",
         start: str | int = "earliest",
+        have: Iterable[tuple[int, int]] = (),
         query: str | None = None,
         ids: Iterable[int] | None = None,
         datasets: bool = False,
@@ -471,7 +472,7 @@ class AsyncClient:
         core = _opening.consumer(
             self._session, StreamId(beamtime, source, stream), group=group, order=order, start=start, query=query,
             ids=ids, datasets=datasets, min_parts=min_parts, ack=ack, redeliver_after=redeliver_after,
-            max_attempts=max_attempts, prefetch=prefetch, on_loss=on_loss,
+            max_attempts=max_attempts, prefetch=prefetch, on_loss=on_loss, have=have,
         )  # fmt: skip
         return self._open_consumer(core, timeout)
 

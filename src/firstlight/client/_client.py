@@ -418,6 +418,7 @@ class Client:
         group: str | None = None,
         order: Literal["id", "arrival"] = "id",
         start: str | int = "earliest",
+        have: Iterable[tuple[int, int]] = (),
         query: str | None = None,
         ids: Iterable[int] | None = None,
         datasets: bool = False,
@@ -440,6 +441,9 @@ class Client:
             ``id``: the smallest that is there; ``arrival``: as the service got them.
         start
             Without a group: ``earliest``, ``latest`` or the id behind which to begin.
+        have
+            Without a group: stretches ``(first, last)`` of ids that were had before, and do not come again. Of more than
+            100 000 stretches the last ones do.
         query
             Only messages whose metadata match, for example ``meta.hits > 10``.
         ids
@@ -465,7 +469,7 @@ class Client:
         core = _opening.consumer(
             self._session, StreamId(beamtime, source, stream), group=group, order=order, start=start, query=query,
             ids=ids, datasets=datasets, min_parts=min_parts, ack=ack, redeliver_after=redeliver_after,
-            max_attempts=max_attempts, prefetch=prefetch, on_loss=on_loss,
+            max_attempts=max_attempts, prefetch=prefetch, on_loss=on_loss, have=have,
         )  # fmt: skip
         return self._open_consumer(core, timeout)
 

@@ -101,6 +101,7 @@ class ConsumerCore:
         request: OpenConsumer,
         reading: Reading,
         *,
+        have: Ranges | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
@@ -127,7 +128,7 @@ class ConsumerCore:
         self._parts_here = 0
         self._unsettled: OrderedDict[int, Settle] = OrderedDict()
         #: In a group: delivered and not acknowledged. Without one: everything that came, or was lost.
-        self._holding = Ranges()
+        self._holding = Ranges() if have is None else have
         self._n_deliveries = 0
         self._missed = (0, 0)
         #: When acknowledgements that wait have to be sent; None if there are none.

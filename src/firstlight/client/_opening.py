@@ -8,7 +8,7 @@ from firstlight.client._arguments import seconds
 from firstlight.client._consuming import ConsumerCore
 from firstlight.client._producing import ProducerCore
 from firstlight.client._session import Session
-from firstlight.client._verbs import consumer_request, intervals, policy_wish, reading
+from firstlight.client._verbs import consumer_request, had, intervals, policy_wish, reading
 from firstlight.errors import ConfigurationError
 from firstlight.model import Policy, StreamId
 from firstlight.wire import checked
@@ -42,6 +42,7 @@ def consumer(
     max_attempts: int,
     prefetch: int | None,
     on_loss: str,
+    have: Iterable[tuple[int, int]] = (),
 ) -> ConsumerCore:
     request = consumer_request(
         session.new_number(), stream, group=group, order=order, start=start, query=query,
@@ -49,7 +50,7 @@ def consumer(
         ids=None if ids is None else _one_piece(stream, ids),
     )  # fmt: skip
     how = reading(datasets=datasets, ack=ack, group=group, prefetch=prefetch, on_loss=on_loss)
-    return ConsumerCore(request.channel, stream, session, checked(request), how)
+    return ConsumerCore(request.channel, stream, session, checked(request), how, have=had(group, start, have))
 
 
 def _one_piece(stream: StreamId, ids: Iterable[int]) -> tuple[tuple[int, int], ...]:

@@ -18,7 +18,7 @@ from firstlight.errors import ConfigurationError, DataError
 from firstlight.model import DATA_FORMAT, ArraySpec, Buffer, Compression, Policy, Ranges, StreamId
 from firstlight.wire import MAX_ENVELOPE, MAX_INTERVALS, OpenConsumer, SetMeta
 
-__all__ = ["Outgoing", "consumer_request", "intervals", "meta_question", "outgoing", "policy_wish", "read_meta"]
+__all__ = ["Outgoing", "consumer_request", "had", "intervals", "meta_question", "outgoing", "policy_wish", "read_meta"]
 
 #: An envelope has to hold the names of the stream as well.
 _MAX_META_BYTES = MAX_ENVELOPE - 8192
@@ -198,6 +198,23 @@ def consumer_request(
         acknowledge=group is not None and ack != "none",
         redeliver_after_s=redeliver_after if group is not None else None, max_attempts=max_attempts,
     )  # fmt: skip
+
+
+def had(group: str | None, start: str | int, have: Iterable[tuple[int, int]]) -> Ranges:
+    """Ids that a consumer does not want any more.
+
+    Raises
+    ------
+    ConfigurationError
+        If they are no stretches of ids, or it is a group that remembers what was had.
+    """
+    try:
+        found = Ranges((operator.index(first), operator.index(last)) for first, last in have)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"have= takes stretches of ids, [(first, last), ...]: {error}") from error
+    if found and (group is not None or start == "latest"):
+        raise ConfigurationError("have= is for consumers without a group, which remembers it, and not for start='latest'")
+    return found
 
 
 def reading(*, datasets: bool, ack: str, group: str | None, prefetch: int | None, on_loss: str) -> Reading:

@@ -62,6 +62,7 @@ from firstlight.pipeline._replay import Due, Replayed, replay
 from firstlight.pipeline._run import Executor, OnView, Run, State
 from firstlight.pipeline._segments import Segments
 from firstlight.pipeline._sources import Arrival, Ended, Items, OpenSource, Source, Tidings, message_of
+from firstlight.pipeline._state import Saves
 from firstlight.pipeline._stats import EventError, Stats
 
 __all__ = [
@@ -122,6 +123,7 @@ __all__ = [
     "Resolves",
     "Rows",
     "Run",
+    "Saves",
     "Scalar",
     "ScatterMap",
     "Segments",

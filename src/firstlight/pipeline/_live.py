@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from firstlight.client import DEFAULT_URL, Client
 from firstlight.errors import (
+    ConfigurationError,
     FirstlightError,
     MessageNotFoundError,
     StreamAbortedError,
@@ -43,6 +44,9 @@ class Live:
         Gives a run on `Processes` a name, so that another run with the same name continues it (after a crash, or on a
         second machine at the same time): events that are done are not done again. Without it every run begins at the
         first event.
+    checkpoint_s
+        Seconds between two checkpoints of a run with a name: what its reducer has added up, from where another run goes on
+        without reducing everything again. None: no checkpoints.
     timeout
         Seconds without a message of any input after which the run fails with `StreamTimeoutError`, or
         `StreamNotFoundError` if there is no such stream by then. None waits for ever: the scan may begin tomorrow.
@@ -56,12 +60,15 @@ class Live:
     beamtime: str = DEFAULT_BEAMTIME
     stream: str = ""
     group: str | None = None
+    checkpoint_s: float | None = 10.0
     timeout: float | None = None
     datasets: bool = False
     reconnect_timeout: float = 60.0
 
     def __post_init__(self) -> None:
         StreamId(self.beamtime, "any", self.stream)
+        if self.checkpoint_s is not None and not self.checkpoint_s > 0:
+            raise ConfigurationError(f"checkpoint_s is a time in seconds above 0, or None, not {self.checkpoint_s!r}")
 
     @property
     def live(self) -> bool:

@@ -323,6 +323,8 @@ class ProcessesRun(Run):
             raise PipelineError(
                 f"the results in {self._results.stream} could not be read within {_DRAIN_WITHIN_S:.0f} s"
             )
+        if self._results is not None:
+            self._results.checkpoint()
         if self._stopping.is_set():
             self._end_results("the run was stopped")
             return

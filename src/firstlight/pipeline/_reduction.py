@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from firstlight.errors import PipelineError, WorkerError
+from firstlight.errors import DataError, PipelineError, WorkerError
 from firstlight.model import Ranges, View
 from firstlight.monitoring import Histogram
 from firstlight.pipeline._align_values import (
@@ -25,10 +27,33 @@ from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._recent import Recent
 from firstlight.pipeline._records import Record, UserError
 from firstlight.pipeline._reducers import Finishes, PartError, Ticks, Timer, in_order, max_held, parts_of
+from firstlight.pipeline._state import kind_of, packed_state, restore
 from firstlight.pipeline._stats import Counts, EventError, Stats
 from firstlight.pipeline._step import reducer_error
 
-__all__ = ["Reduction"]
+__all__ = ["Reduction", "Saved"]
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A reduction at one moment.
+
+    Attributes
+    ----------
+    reducer
+        The class.
+    state
+        What it had added up, as bytes.
+    counts
+        As `Counts.to_plain` writes them.
+    held
+        Events whose results wait for others; neither the reducer nor the counts know of them.
+    """
+
+    reducer: str
+    state: bytes
+    counts: Mapping[str, Any]
+    held: tuple[int, ...] = ()
 
 
 class Reduction:
@@ -44,17 +69,10 @@ class Reduction:
         self._pipeline = pipeline
         self._live = live
         self._lock = threading.Lock()
-        self.reducer = pipeline.make_reducer()
+        self._begin_with(pipeline.make_reducer())
         self._counts = Counts()
         self.recent = Recent(pipeline)
         self._width = pipeline.width
-        #: Only if the reducer wants order: what waits, and which records there will be, by number.
-        self._order = InOrder[Record](max_held(self.reducer)) if in_order(self.reducer) else None
-        self._expected = Ranges()
-        now_s = time.monotonic()
-        self._timers = [
-            Timer(name, part, now_s) for name, part in parts_of(self.reducer).items() if isinstance(part, Ticks)
-        ]
         self._started = time.monotonic()
         self._ended: float | None = None
         self._latency = Histogram()
@@ -63,6 +81,14 @@ class Reduction:
         self._available = 0
         #: Changes of the reducer, and after how many of them it failed to show itself.
         self._changes = self._failed_at = 0
+
+    def _begin_with(self, reducer: Any) -> None:
+        self.reducer = reducer
+        #: Only if the reducer wants order: what waits, and which records there will be, by number.
+        self._order = InOrder[Record](max_held(reducer)) if in_order(reducer) else None
+        self._expected = Ranges()
+        now_s = time.monotonic()
+        self._timers = [Timer(name, part, now_s) for name, part in parts_of(reducer).items() if isinstance(part, Ticks)]
 
     # -- what happens -----------------------------------------------------------------------------------------------
 
@@ -280,6 +306,48 @@ class Reduction:
         """The run is over; its clock stops."""
         with self._lock:
             self._ended = time.monotonic()
+
+    # -- going on -----------------------------------------------------------------------------------------------------
+
+    def save(self) -> Saved:
+        """What another run needs to go on from here.
+
+        Raises
+        ------
+        DataError
+            If the reducer holds something that cannot be written down.
+        """
+        with self._lock:
+            counts = self._counts.to_plain()
+            held = tuple(self._order.held) if self._order is not None else ()
+            done = self._counts.seen.copy()
+            for index in held:
+                done.discard(index, index)
+            counts["seen"] = [list(pair) for pair in done]
+            return Saved(kind_of(self.reducer), packed_state(self.reducer, self._pipeline.results), counts, held)
+
+    def restore(self, saved: Saved) -> None:
+        """Go on from what another run has saved; before anything else.
+
+        Raises
+        ------
+        DataError
+            If it cannot be read, or is that of another reducer; then nothing has changed.
+        """
+        reducer = self._pipeline.make_reducer()
+        if saved.reducer != kind_of(reducer):
+            raise DataError(f"it is of the reducer {saved.reducer}, not {kind_of(reducer)}")
+        restore(reducer, saved.state, self._pipeline.results)
+        try:
+            counts = Counts.from_plain(saved.counts)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"its counts cannot be read: {error!r}") from error
+        with self._lock:
+            self._begin_with(reducer)
+            self._counts = counts
+            self._changes += 1
+            for first, last in counts.seen:
+                self._has_none(first, last)
 
     # -- looking at it ----------------------------------------------------------------------------------------------
 

@@ -15,7 +15,8 @@ from firstlight.errors import (
     StreamNotFoundError,
     StreamTimeoutError,
 )
-from firstlight.model import StreamId
+from firstlight.model import Message, Ranges, StreamId
+from firstlight.pipeline._checkpoint import Checkpoints
 from firstlight.pipeline._live import Live
 from firstlight.pipeline._parameters import plain
 from firstlight.pipeline._pipeline import Pipeline
@@ -48,11 +49,15 @@ class Results:
         self._reduction = reduction
         self._on_failure = on_failure
         self._where: dict[str, Any] = {"beamtime": self.stream.beamtime, "stream": self.stream.stream}
-        self._n_read = 0
+        #: Ids of what was reduced, by this run or, up to a checkpoint, by an earlier one.
+        self._ids = Ranges()
+        self._n_lost = 0
         self._read = threading.Condition()
+        self._taking = threading.Lock()
         self._closing = threading.Event()
         self._producer: Producer | None = None
         self.finished = False
+        self._checkpoints: Checkpoints | None = None
         self._open(live)
         self._thread = threading.Thread(target=self._follow, name=f"read {self.stream}", daemon=True)
         self._thread.start()
@@ -67,6 +72,10 @@ class Results:
             "parameters_hash": self._pipeline.parameters_hash,
         }
         earlier = self._earlier()
+        if live.group is not None and live.checkpoint_s is not None:
+            self._checkpoints = Checkpoints(
+                self._client, self.stream, self._pipeline, self._reduction, live.checkpoint_s
+            )
         if earlier is None:
             self._producer = self._client.produce(self.stream.source, header=header, finish=False, **self._where)
             return
@@ -85,6 +94,8 @@ class Results:
                 stream=str(self.stream),
             )
         self.finished = info.finished
+        if self._checkpoints is not None:
+            self._ids = self._checkpoints.restore(info.n_messages)
         if not self.finished:
             self._producer = self._client.produce(self.stream.source, finish=False, **self._where)
 
@@ -97,7 +108,9 @@ class Results:
 
     def _follow(self) -> None:
         try:
-            with self._client.consume(self.stream.source, order="arrival", timeout=_SLICE_S, **self._where) as consumer:
+            with self._client.consume(
+                self.stream.source, order="arrival", have=self._ids, timeout=_SLICE_S, **self._where
+            ) as consumer:
                 while not self._closing.is_set():
                     try:
                         message = next(consumer, None)
@@ -107,12 +120,27 @@ class Results:
                         return  # by ourselves, or by an earlier run that was stopped
                     if message is None:
                         return
-                    self._reduction.take(from_message(message, self._pipeline.results))
+                    self._take(message)
                     with self._read:
-                        self._n_read = consumer.n_received + consumer.lost
+                        self._n_lost = consumer.lost
                         self._read.notify_all()
         except FirstlightError as error:
             self._on_failure(error)
+
+    def _take(self, message: Message) -> None:
+        with self._taking:
+            if message.id in self._ids:  # of more stretches than can be said to the service
+                return
+            self._reduction.take(from_message(message, self._pipeline.results))
+            self._ids.add(message.id, message.id)
+            if self._checkpoints is not None:
+                self._checkpoints.look(self._ids)
+
+    def checkpoint(self) -> None:
+        """Everything that was read so far is reduced: remember that, for a run that goes on."""
+        if self._checkpoints is not None:
+            with self._taking:
+                self._checkpoints.store(self._ids)
 
     def put(self, record: Record) -> None:
         """Put down a record that no worker could."""
@@ -134,6 +162,10 @@ class Results:
                     return False
         return self._n_read >= target
 
+    @property
+    def _n_read(self) -> int:
+        return len(self._ids) + self._n_lost
+
     def finish(self) -> None:
         """Everything is done: readers of the stream get its end."""
         if self._producer is not None:
@@ -148,6 +180,8 @@ class Results:
         """Stop reading; the stream stays as it is."""
         self._closing.set()
         self._thread.join()
+        if self._checkpoints is not None:
+            self._checkpoints.close()
         if self._producer is not None:
             self._producer.close()
 

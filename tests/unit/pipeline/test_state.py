@@ -1,0 +1,169 @@
+"""The state of reducers as bytes."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from firstlight.errors import DataError
+from firstlight.pipeline import Pipeline, Reducers
+from firstlight.pipeline._records import Record, UserError
+from firstlight.pipeline._reduction import Reduction, Saved
+from firstlight.pipeline._state import kind_of, packed_state, restore
+from firstlight.testing._pipeline_contract import Collect, InSequence, MeanRows
+
+
+class Plain:
+    """No dataclass; one attribute comes late."""
+
+    total = 0.0
+
+    def add(self, index: int, result: float) -> None:
+        self.total += result
+        self.last = index
+
+
+@dataclass(slots=True)
+class Slotted:
+    total: float = 0.0
+    names: tuple[str, ...] = ()
+
+
+class Struct(msgspec.Struct):
+    total: float = 0.0
+
+
+class Bare:
+    __slots__ = ()
+
+
+class OnCard:
+    """Keeps its numbers where nobody sees them."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.total = np.zeros(2)
+
+    def state(self) -> list[float]:
+        return [float(value) for value in self.total]
+
+    def restore(self, state: list[float]) -> None:
+        self.total = np.array(state)
+
+
+@dataclass
+class Fields:
+    total: float = 0.0
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+@pytest.mark.parametrize("encoding", ["msgpack", "pickle"])
+def test_what_was_added_comes_back(encoding: str) -> None:
+    rows = MeanRows(np.array([1.5, 2.5]), [3, 1])
+    again = MeanRows()
+    restore(again, packed_state(rows, encoding), encoding)
+    np.testing.assert_array_equal(again.total, rows.total)
+    assert again.indices == [3, 1]
+    again.total += 1.0  # not a view of the bytes
+    plain, other = Plain(), Plain()
+    plain.add(4, 2.5)
+    restore(other, packed_state(plain, encoding), encoding)
+    assert (other.total, other.last) == (2.5, 4)
+    slotted = Slotted()
+    restore(slotted, packed_state(Slotted(1.5, ("a",)), encoding), encoding)
+    assert slotted == Slotted(1.5, ("a",))
+    struct = Struct()
+    restore(struct, packed_state(Struct(2.0), encoding), encoding)
+    assert struct.total == 2.0
+    card, other_card = OnCard(), OnCard()
+    card.total += 3.0
+    restore(other_card, packed_state(card, encoding), encoding)
+    np.testing.assert_array_equal(other_card.total, [3.0, 3.0])
+
+
+def test_several_reducers_travel_together() -> None:
+    makers = {"rows": MeanRows, "all": Collect}
+    several, again = Reducers(makers), Reducers(makers)
+    several.add(1, np.array([1.0, 2.0]))
+    restore(again, packed_state(several, "msgpack"), "msgpack")
+    assert again["rows"].indices == [1] and list(again["all"].found) == [1]
+    assert kind_of(several) == "rows: " + kind_of(MeanRows()) + ", all: " + kind_of(Collect())
+
+
+def test_what_cannot_travel_is_named() -> None:
+    holder = Fields(more={"lock": threading.Lock()})
+    with pytest.raises(DataError, match="lock cannot be sent"):
+        packed_state(holder, "msgpack")
+    with pytest.raises(DataError, match=r"state of a .*Fields cannot travel: TypeError: cannot pickle"):
+        packed_state(holder, "pickle")
+    with pytest.raises(DataError, match="Bare has neither attributes nor fields"):
+        packed_state(Bare(), "msgpack")
+
+
+def test_damaged_states_are_refused() -> None:
+    good = packed_state(Fields(), "msgpack")
+    for bad in (b"", good[:-1], b"\x01", packed_state(Plain(), "msgpack")):
+        with pytest.raises(DataError):
+            restore(Fields(), bad, "msgpack")
+    for bad in (b"", b"no pickle"):
+        with pytest.raises(DataError, match="cannot be read"):
+            restore(Fields(), bad, "pickle")
+
+
+def _pipeline(reducer: Any, **more: Any) -> Pipeline:
+    return Pipeline("mean", inputs=["eiger"], worker=print, reducer=reducer, on_error="skip", **more)
+
+
+def test_a_reduction_goes_on_where_another_one_was() -> None:
+    first = Reduction(_pipeline(Collect), live=False)
+    first.take(Record(1, "result", 1.5, attempts=2))
+    first.take(Record(1, "result", 1.5))
+    first.take(Record(2, "none"))
+    first.take(Record(4, "error", attempts=3, error=UserError("ValueError", "bad", "trace")))
+    first.take(Record(5, "lost"))
+    first.died(6, again=True)
+    second = Reduction(_pipeline(Collect), live=False)
+    second.restore(first.save())
+    assert second.reducer.found == {1: 1.5}
+    told, before = second.stats(), first.stats()
+    for name in ("events", "results", "empty", "errors", "retried", "duplicates", "workers_died", "parked", "lost"):
+        assert getattr(told, name) == getattr(before, name), name
+    assert (told.errors, told.retried, told.duplicates, told.workers_died) == (5, 4, 1, 1)
+    assert told.last_errors == before.last_errors and told.complete == before.complete
+    for index in (1, 2, 4, 5):
+        second.take(Record(index, "result", 9.0))
+    second.take(Record(3, "result", 3.0))
+    assert second.reducer.found == {1: 1.5, 3: 3.0}
+
+
+def test_results_that_wait_for_their_turn_are_not_saved() -> None:
+    first = Reduction(_pipeline(InSequence), live=False)
+    for index in (1, 2, 5):
+        first.take(Record(index, "result", index))
+    saved = first.save()
+    assert saved.held == (5,)
+    second = Reduction(_pipeline(InSequence), live=False)
+    second.restore(saved)
+    assert second.reducer.indices == [1, 2] and second.stats().events == 2
+    for index in (5, 4, 3):
+        second.take(Record(index, "result", index))
+    assert second.reducer.indices == [1, 2, 3, 4, 5] and second.stats().late_results == 0
+
+
+def test_what_another_reducer_saved_is_refused() -> None:
+    first = Reduction(_pipeline(Collect), live=False)
+    first.take(Record(1, "result", 1.5))
+    saved = first.save()
+    second = Reduction(_pipeline(MeanRows), live=False)
+    with pytest.raises(DataError, match=r"it is of the reducer .*Collect, not .*MeanRows"):
+        second.restore(saved)
+    third = Reduction(_pipeline(Collect), live=False)
+    for counts in ({}, {**saved.counts, "seen": [[1]]}, {**saved.counts, "results": None}):
+        with pytest.raises(DataError, match="counts cannot be read"):
+            third.restore(Saved(saved.reducer, saved.state, counts))
+    assert third.stats().events == 0 and third.reducer.found == {}
