@@ -41,7 +41,7 @@ class _Meta(msgspec.Struct):
     reducer: str
     parameters: str
     encoding: str
-    n_events: int = 0
+    width: int = 1
 
 
 class Checkpoints:
@@ -95,6 +95,8 @@ class Checkpoints:
         meta = _read_meta(message.meta)
         if meta.version != _VERSION:
             raise DataError(f"it is of version {meta.version}, and {_VERSION} can be read")
+        if meta.width != self._pipeline.width:
+            raise DataError(f"it is of events for {meta.width} workers, and they are for {self._pipeline.width} now")
         if meta.parameters != self._pipeline.parameters_hash:
             raise DataError("it was made with other parameters")
         if meta.encoding != self._pipeline.results:
@@ -134,10 +136,10 @@ class Checkpoints:
                 policy=Policy(retention_bytes=_KEPT_BYTES), **self._where,
             )  # fmt: skip
         left = ids.copy()
-        for index in saved.held:  # these are read, and reduced, again
-            left.discard(index, index)
+        for number in saved.held:  # these are read, and reduced, again
+            left.discard(number, number)
         meta = _Meta(
-            _VERSION, saved.reducer, self._pipeline.parameters_hash, self._pipeline.results, len(saved.counts["seen"])
+            _VERSION, saved.reducer, self._pipeline.parameters_hash, self._pipeline.results, self._pipeline.width
         )
         data = pack({"state": saved.state, "counts": saved.counts, "ids": [list(pair) for pair in left]})
         self._producer.send(data, meta=msgspec.to_builtins(meta))

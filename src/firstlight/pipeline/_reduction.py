@@ -47,7 +47,7 @@ class Saved:
     counts
         As `Counts.to_plain` writes them.
     held
-        Events whose results wait for others; neither the reducer nor the counts know of them.
+        Numbers of the records that wait for others; neither the reducer nor the counts know of them.
     """
 
     reducer: str
@@ -233,7 +233,8 @@ class Reduction:
             if event.missing:
                 self._counts.partial.add(event.index, event.index)
             shares = {part.share: part for part in parts}
-            self._counts.empty += not shares  # what is there of it, no worker is to see
+            if not shares and event.index not in self._counts.done:  # what is there of it, no worker is to see
+                self._counts.empty += 1
             for share in range(self._width):
                 number = number_of(event.index, share, self._width)
                 if share not in shares:  # there is no such record to wait for
@@ -318,12 +319,8 @@ class Reduction:
             If the reducer holds something that cannot be written down.
         """
         with self._lock:
-            counts = self._counts.to_plain()
             held = tuple(self._order.held) if self._order is not None else ()
-            done = self._counts.seen.copy()
-            for index in held:
-                done.discard(index, index)
-            counts["seen"] = [list(pair) for pair in done]
+            counts = self._counts.without(held, [index_of(number, self._width) for number in held]).to_plain()
             return Saved(kind_of(self.reducer), packed_state(self.reducer, self._pipeline.results), counts, held)
 
     def restore(self, saved: Saved) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from firstlight.model import Ranges
@@ -151,6 +151,15 @@ class Counts:
         for first, last in self.partial:
             complete.discard(first, last)
         return Stats(events=len(self.done), complete=complete, **values, **more)
+
+    def without(self, numbers: Iterable[int], events: Iterable[int]) -> Counts:
+        """The same before these records came, of these events."""
+        counts = replace(self, seen=self.seen.copy(), done=self.done.copy())
+        for number in numbers:
+            counts.seen.discard(number, number)
+        for index in events:
+            counts.done.discard(index, index)
+        return counts
 
     def to_plain(self) -> dict[str, Any]:
         """The numbers as lists and dictionaries, to be written down."""
