@@ -15,8 +15,8 @@ import pytest
 
 pytest.importorskip("dranspose", reason="dranspose is not installed: python -m pip install '.[test]'")
 
-from firstlight.gateways.dranspose import Cbors, Generators, Payload, read_parameters  # noqa: E402
-from firstlight.pipeline import Executor, Inline, Processes, Run, Source, run  # noqa: E402
+from firstlight.gateways.dranspose import Cbors, Generators, Payload, read_parameters
+from firstlight.pipeline import Executor, Inline, Processes, Run, Source, run
 
 HERE = Path(__file__).resolve().parent
 WITHIN_S = 60.0
