@@ -11,7 +11,9 @@ from typing import Any
 from firstlight.errors import ConfigurationError
 
 __all__ = [
+    "EnsembleState",
     "EventData",
+    "IngesterState",
     "ParameterList",
     "ReducerState",
     "ResultData",
@@ -19,13 +21,13 @@ __all__ = [
     "Url",
     "WorkParameter",
     "WorkerState",
+    "load_class",
 ]
-__all__ += ["load_class"]
 
 try:
     from dranspose.event import EventData, ResultData, StreamData
     from dranspose.parameters import ParameterList
-    from dranspose.protocol import ReducerState, WorkerState, WorkParameter
+    from dranspose.protocol import EnsembleState, IngesterState, ReducerState, WorkerState, WorkParameter
     from pydantic_core import Url
 except ModuleNotFoundError as _error:
     raise ConfigurationError(

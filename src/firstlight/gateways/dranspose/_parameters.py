@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -74,10 +75,18 @@ def work_parameters(values: Mapping[str, bytes], descriptions: Mapping[str, Desc
     """What payloads are given: ``WorkParameter`` by name, with a typed value where that is described."""
     return {
         name: WorkParameter(
-            name=name, data=data, value=descriptions[name].from_bytes(data) if name in descriptions else None
+            name=name,
+            data=data,
+            value=descriptions[name].from_bytes(data) if name in descriptions else None,
+            uuid=_id_of(name, data),
         )
         for name, data in values.items()
     }
+
+
+def _id_of(name: str, data: bytes) -> uuid.UUID:
+    """The same in every process, and as long as the value is: under dranspose it is a random number."""
+    return uuid.UUID(bytes=hashlib.sha256(name.encode() + b"\0" + data).digest()[:16], version=4)
 
 
 def hash_of(values: Mapping[str, bytes]) -> str:

@@ -113,6 +113,12 @@ class Payload:
         """Of the values now; each result carries that of its own."""
         return hash_of(self.parameters)
 
+    @property
+    def parameter_ids(self) -> dict[str, Any]:
+        """What tells one value of a parameter from another, by name."""
+        with self._changing:
+            return {name: parameter.uuid for name, parameter in self._work_parameters.items()}
+
     def set_parameter(self, name: str, data: bytes) -> str:
         """Change a parameter, or add one that nobody has described; workers have it with their next event.
 

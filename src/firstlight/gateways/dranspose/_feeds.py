@@ -1,0 +1,117 @@
+"""Where the streams of scans come from: ingester classes of dranspose, or whoever sends into the service."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
+
+from firstlight.client import DEFAULT_URL, Client
+from firstlight.errors import ConfigurationError
+from firstlight.gateways.dranspose._ingest import Ingest
+from firstlight.gateways.dranspose._map import ScanMap
+from firstlight.model import DEFAULT_BEAMTIME
+from firstlight.pipeline import Live
+
+__all__ = ["Ingesting", "NextStreams", "Wait"]
+
+logger = logging.getLogger(__name__)
+
+Wait = Callable[[threading.Event], tuple[Live, Collection[str]] | None]
+
+_LOOK_EVERY_S = 0.1
+
+
+class Ingesting:
+    """Ingester classes of dranspose receive what detectors send, in threads of this process; each scan has a stream of its
+    own, called by the id of its map.
+
+    Parameters
+    ----------
+    ingests
+        Stream -> who receives it.
+    url, beamtime
+        The service that keeps what was received.
+    """
+
+    def __init__(
+        self, ingests: Mapping[str, Ingest], *, url: str = DEFAULT_URL, beamtime: str = DEFAULT_BEAMTIME
+    ) -> None:
+        if not ingests:
+            raise ConfigurationError("which streams? Name at least one ingester")
+        self._ingests = dict(ingests)
+        self._url = url
+        self._beamtime = beamtime
+        self._under_way: ExitStack | None = None
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Those that have an ingester."""
+        return tuple(self._ingests)
+
+    def begin(self, scan: ScanMap) -> Wait:
+        """Let the ingesters of the scan connect."""
+        name = f"scan-{scan.uuid}"
+        with ExitStack() as stack:
+            client = stack.enter_context(Client(self._url, name="dranspose ingesters"))
+            for stream in scan.streams:
+                producer = client.produce(
+                    stream, beamtime=self._beamtime, stream=name, finish=False, linger=0.0,
+                    header={"dranspose": {"ingester": self._ingests[stream].target}},
+                )  # fmt: skip
+                stack.enter_context(self._ingests[stream].start(stream, producer, scan.n_messages(stream)))
+            self._under_way = stack.pop_all()
+        return lambda stopping: (Live(self._url, beamtime=self._beamtime, stream=name), ())
+
+    def end(self, scan: ScanMap) -> None:
+        """Disconnect."""
+        if self._under_way is not None:
+            self._under_way.close()
+            self._under_way = None
+
+
+class NextStreams:
+    """The next streams of one name that appear in the service after a scan has begun.
+
+    Parameters
+    ----------
+    sources
+        Those that a map may name as its streams.
+    """
+
+    def __init__(self, sources: Sequence[str], *, url: str = DEFAULT_URL, beamtime: str = DEFAULT_BEAMTIME) -> None:
+        self._sources = tuple(sources)
+        self._url = url
+        self._beamtime = beamtime
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The sources."""
+        return self._sources
+
+    def begin(self, scan: ScanMap) -> Wait:
+        """Note which streams there are."""
+        with Client(self._url, name="dranspose scans") as client:
+            before = {source: self._names(client, source) for source in scan.streams}
+        return lambda stopping: self._wait(before, stopping)
+
+    def _names(self, client: Client, source: str) -> list[str]:
+        return [info.stream for info in client.streams(source, beamtime=self._beamtime)]
+
+    def _wait(self, before: Mapping[str, list[str]], stopping: threading.Event) -> tuple[Live, Collection[str]] | None:
+        with Client(self._url, name="dranspose scans") as client:
+            while not stopping.wait(_LOOK_EVERY_S):
+                new = [[name for name in self._names(client, s) if name not in before[s]] for s in before]
+                common = [name for name in new[0] if all(name in names for names in new)]
+                if common:
+                    # What no ingester of dranspose has sent has no messages for begin and end.
+                    plain = [s for s in before if not self._is_ingested(client, s, common[0])]
+                    return Live(self._url, beamtime=self._beamtime, stream=common[0]), plain
+        return None
+
+    def _is_ingested(self, client: Client, source: str, name: str) -> bool:
+        return "dranspose" in (client.meta(source, beamtime=self._beamtime, stream=name) or {})
+
+    def end(self, scan: ScanMap) -> None:
+        """Nothing is held."""

@@ -1,0 +1,212 @@
+"""Ingester classes of dranspose without its distribution: what their ``run_source`` yields becomes messages of a stream.
+
+A message has the id of its place in the scan: the begin is 1. What tells its own frame number (STINS, Eiger, Xspress3)
+is placed by that, so that a frame that is lost leaves a gap and shifts nothing; other messages are counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+
+from firstlight.client import Producer
+from firstlight.errors import ConfigurationError, FirstlightError
+from firstlight.gateways.dranspose._classes import load_class
+
+__all__ = ["Ingest", "Placing"]
+
+logger = logging.getLogger(__name__)
+
+#: Types whose first frame is JSON with the number of the frame, from 0 in each series.
+_NUMBERED = ("STINS", "EIGER_LEGACY", "xspress")
+_ENDS = {"htype": ("series_end", "dseries_end-1.0"), "message_type": ("series-end",)}
+
+
+class Ingest:
+    """An ingester class and its settings.
+
+    Parameters
+    ----------
+    target
+        ``module:Class``, for example ``dranspose.ingesters:ZmqPullSingleIngester``.
+    settings
+        As its settings class calls them, for example ``upstream_url``.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no such class, or its settings do not fit.
+    """
+
+    def __init__(self, target: str, settings: Mapping[str, str]) -> None:
+        self.target = target
+        self._kind = load_class(target)
+        self._given = dict(settings)
+        if not hasattr(self._kind, "run_source"):
+            raise ConfigurationError(f"{target} is no ingester class: it has no run_source()", target=target)
+        self._made("check")
+
+    def _made(self, stream: str) -> Any:
+        """A new object, without what it would need to talk to other services of dranspose."""
+        try:
+            settings = _settings_class(self._kind)(ingester_streams=[stream], **self._given)
+            return self._kind(settings=settings)
+        except Exception as error:  # settings that do not fit, or the user's class
+            text = " ".join(str(error).split())
+            raise ConfigurationError(f"ingester {self.target} cannot be made: {text}", target=self.target) from error
+
+    @contextmanager
+    def start(self, stream: str, producer: Producer, n_messages: int) -> Iterator[None]:
+        """Receive one scan in a thread, until it has ended or this context does.
+
+        Parameters
+        ----------
+        producer
+            Is finished with the last message, or aborted when the ingester fails; else left as it is.
+        n_messages
+            That the stream has in the scan.
+        """
+        taking = _Taking(self._made(stream), stream, producer, Placing(n_messages))
+        thread = threading.Thread(target=taking.run, name=f"ingest {stream}", daemon=True)
+        thread.start()
+        taking.ready.wait()
+        try:
+            yield
+        finally:
+            taking.stop()
+            thread.join()
+            producer.close()
+
+
+def _settings_class(kind: type) -> Any:
+    """By its name, as dranspose finds it: of the class itself, or of what it is derived from."""
+    for base in kind.__mro__:
+        found = getattr(sys.modules[base.__module__], base.__name__.replace("Ingester", "Settings"), None)
+        if isinstance(found, type) and found is not base:
+            return found
+    raise ConfigurationError(f"{kind.__module__}:{kind.__name__} has no settings class beside it")
+
+
+class Placing:
+    """Which place of the scan a message has.
+
+    Parameters
+    ----------
+    n_messages
+        In the scan; the first is the begin, the last the end.
+    """
+
+    def __init__(self, n_messages: int) -> None:
+        self._n = n_messages
+        self._last = 0
+
+    def place(self, typ: str, first_frame: bytes) -> tuple[int, bool]:
+        """The id of a message, and whether the stream ends with it."""
+        header = _header(first_frame) if typ != "contrast" else {}
+        if any(header.get(key) in values for key, values in _ENDS.items()):
+            # The end has its place, whatever was lost before.
+            self._last = max(self._n, self._last + 1)
+            return self._last, True
+        number = header.get("frame") if typ in _NUMBERED else None
+        place = number + 2 if type(number) is int else self._last + 1
+        if not self._last < place <= self._n:
+            # No number of this scan: a source that goes on counting, or sends more than the map has.
+            place = self._last + 1
+        self._last = place
+        return place, place >= self._n
+
+
+def _header(first_frame: bytes) -> dict[str, Any]:
+    if first_frame[:1] != b"{":
+        return {}
+    try:
+        found = msgspec.json.decode(first_frame)
+    except msgspec.DecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+class _Taking:
+    """One scan of one ingester, in a thread with an event loop of its own."""
+
+    def __init__(self, ingester: Any, stream: str, producer: Producer, placing: Placing) -> None:
+        self.ready = threading.Event()
+        self._ingester = ingester
+        self._stream = stream
+        self._producer = producer
+        self._placing = placing
+        self._loop = asyncio.new_event_loop()
+        self._task: asyncio.Task[None] | None = None
+
+    def run(self) -> None:
+        """Receive."""
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._run())
+        finally:
+            self._loop.close()
+            self.ready.set()
+
+    async def _run(self) -> None:
+        import zmq.asyncio
+
+        self._ingester.ctx = zmq.asyncio.Context()
+        self._task = asyncio.create_task(self._receive())
+        # The ingester connects before it waits for the first time.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        self.ready.set()
+        try:
+            await self._task
+        except asyncio.CancelledError:
+            pass
+        except Exception as error:  # the ingester's own code
+            logger.exception("ingester of stream %r failed", self._stream)
+            self._abort(f"the ingester failed: {type(error).__name__}: {error}")
+        finally:
+            await self._ingester.stop_source(self._stream)
+            self._ingester.ctx.destroy(linger=0)
+
+    async def _receive(self) -> None:
+        source: AsyncIterator[Any] = self._ingester.run_source(self._stream)
+        try:
+            async for data in source:
+                if self._send(data):
+                    return
+        finally:
+            await source.aclose()  # type: ignore[attr-defined]  # a generator
+        self._producer.finish()
+
+    def _send(self, data: Any) -> bool:
+        """Pass a message on; True if it was the last."""
+        frames = [bytes(getattr(frame, "buffer", frame)) for frame in data.frames]
+        number, is_last = self._placing.place(data.typ, frames[0] if frames else b"")
+        about = {"typ": data.typ, "lengths": [len(frame) for frame in frames]}
+        self._producer.send(b"".join(frames), id=number, meta={"dranspose": about})
+        if is_last:
+            self._producer.finish()
+        return is_last
+
+    def _abort(self, reason: str) -> None:
+        try:
+            self._producer.abort(reason)
+        except FirstlightError as error:
+            logger.warning("could not abort stream %r: %s", self._stream, error)
+
+    def stop(self) -> None:
+        """End it from another thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._cancel)
+        except RuntimeError:
+            pass  # the loop is closed: it has ended by itself
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()

@@ -1,0 +1,144 @@
+"""Payloads as dranspose's users write them, for what its published ones do not show."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+import numpy as np
+from dranspose.middlewares import stream1
+from dranspose.parameters import FloatParameter, IntParameter
+
+__all__ = ["Closing", "Dying", "Failing", "FrameNumbers", "Lists", "Shown", "Ticking", "Timed"]
+
+
+class FrameNumbers:
+    """Which frame of each stream is in an event."""
+
+    def __init__(self, parameters: Any, context: Any, state: Any, **kwargs: Any) -> None:
+        self.number = 0
+
+    @staticmethod
+    def describe_parameters() -> list[Any]:
+        return [IntParameter(name="offset", default=7), FloatParameter(name="sleep_s")]
+
+    def process_event(self, event: Any, parameters: Any, tick: bool) -> Any:
+        time.sleep(parameters["sleep_s"].value)
+        found = {name: stream1.parse(stream) for name, stream in event.streams.items()}
+        return {name: getattr(packet, "frame", packet.htype) for name, packet in found.items()}
+
+
+class Failing(FrameNumbers):
+    """Raises at one event, and counts how often it was called for it."""
+
+    def process_event(self, event: Any, parameters: Any, tick: bool) -> Any:
+        if event.event_number == 3:
+            with open(f"calls-{os.getpid()}", "a") as calls:
+                calls.write("x")
+            raise RuntimeError("the sample has gone")
+        return super().process_event(event, parameters, tick)
+
+
+class Dying(FrameNumbers):
+    """The first process that gets event 3 is killed by it, as by a kill -9."""
+
+    def process_event(self, event: Any, parameters: Any, tick: bool) -> Any:
+        if event.event_number == 3:
+            try:
+                os.mkdir("died")
+            except FileExistsError:
+                pass
+            else:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().process_event(event, parameters, tick)
+
+
+class Ticking(FrameNumbers):
+    """Tells whether it was its turn to tick."""
+
+    def get_tick_interval(self, parameters: Any) -> float:
+        return 3600.0
+
+    def process_event(self, event: Any, parameters: Any, tick: bool) -> Any:
+        time.sleep(0.02)
+        return tick
+
+
+class Closing(FrameNumbers):
+    """Leaves a file for each of its last calls, with what it was given."""
+
+    def __init__(self, parameters: Any, context: Any, state: Any) -> None:
+        context["scans"] = context.get("scans", 0) + 1
+        self.context = context
+        self.name = state.name
+
+    def process_event(self, event: Any, parameters: Any, tick: bool) -> Any:
+        return None
+
+    def finish(self, parameters: Any) -> None:
+        with open(f"finish-{self.name}-{self.context['scans']}", "w") as file:
+            file.write(str(parameters["offset"].value))
+
+    def close(self, context: Any) -> None:
+        with open(f"close-{self.name}", "w") as file:
+            file.write(str(context["scans"]))
+
+
+class Lists:
+    """Every result by its number, and what came besides."""
+
+    def __init__(self, parameters: Any, context: Any, state: Any, **kwargs: Any) -> None:
+        context["scans"] = context.get("scans", 0) + 1
+        self.publish: dict[str, Any] = {"results": {}, "scans": context["scans"]}
+        self.results: dict[int, Any] = {}
+        self.hashes: set[str] = set()
+
+    def process_result(self, result: Any, parameters: Any) -> None:
+        assert result.event_number not in self.results
+        self.results[result.event_number] = result.payload
+        self.publish["results"][str(result.event_number)] = str(result.payload)
+        self.hashes.add(result.parameters_hash)
+
+    def finish(self, parameters: Any) -> None:
+        self.publish["finished"] = 1
+
+
+class Timed(Lists):
+    """Its timer must never come while a result is taken."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.busy = threading.Lock()
+        self.ticks = 0
+        self.met = False
+
+    def process_result(self, result: Any, parameters: Any) -> None:
+        with self.busy:
+            time.sleep(0.01)
+            super().process_result(result, parameters)
+
+    def timer(self, parameters: Any) -> float:
+        self.met |= self.busy.locked()
+        self.ticks += 1
+        self.publish["offset"] = parameters["offset"].value
+        return 0.002
+
+
+class Shown(Lists):
+    """A tree with attributes, as viewers want it."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.publish |= {
+            "_attrs": {"default": "twod"},
+            "twod": {
+                "frame": np.arange(12, dtype=np.uint16).reshape(3, 4), "frame_attrs": {"long_name": "photons"},
+                "motor": [0.5, 1.5, 2.5],
+            },
+            "twod_attrs": {"NX_class": "NXdata", "axes": ["motor", "."], "signal": "frame"},
+            "text": "Å", "number": 3, "texts": ["a", "bc"], "nothing": None, 5: "no name", "ragged": [[1], [2, 3]],
+            "compound": np.array([(0.5, 1)], dtype=[("a", float), ("b", int)]),
+        }  # fmt: skip
