@@ -173,12 +173,21 @@ def test_a_stopped_run_with_a_name_is_continued(service: Any) -> None:
     assert sorted(third.result(_WITHIN_S).found) == list(range(1, 61))
 
 
-def test_a_run_with_a_name_is_not_continued_with_other_parameters(service: Any) -> None:
+def test_a_finished_run_has_no_results_with_other_parameters(service: Any) -> None:
     live = send(service.url, ContractData.of([1]))
     named = Live(service.url, stream=live.stream, group="night", timeout=_WITHIN_S)
     run(mean(), named, on=Processes(1)).result(_WITHIN_S)
-    with pytest.raises(ConfigurationError, match="was begun with another worker or other parameters"):
+    with pytest.raises(ConfigurationError, match="is finished, and its results were made with other parameters"):
         run(mean().with_parameters(offset=1.0), named, on=Processes(1)).result(_WITHIN_S)
+
+
+def test_a_run_with_a_name_is_not_continued_by_another_worker(service: Any) -> None:
+    live = send(service.url, ContractData.of([1]))
+    named = Live(service.url, stream=live.stream, group="night", timeout=_WITHIN_S)
+    run(mean(), named, on=Processes(1)).result(_WITHIN_S)
+    other = Pipeline("mean", inputs=["eiger"], worker=Slow(0.0), reducer=Collect)
+    with pytest.raises(ConfigurationError, match="was begun with another worker or other inputs"):
+        run(other, named, on=Processes(1)).result(_WITHIN_S)
 
 
 def test_two_inputs_are_continued_too(service: Any) -> None:

@@ -9,6 +9,7 @@ import pickle
 import queue
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -36,6 +37,7 @@ from firstlight.pipeline._talk import (
     Job,
     Left,
     Quit,
+    Retune,
     Started,
     Stop,
 )
@@ -88,6 +90,16 @@ class _Orders:
         self.job = job
         self.stopping = threading.Event()
         self.told: queue.SimpleQueue[HandOut | Answer | Stop] = queue.SimpleQueue()
+        self.retunes: deque[Retune] = deque()
+
+    def hear(self, said: HandOut | Answer | Retune | Stop) -> None:
+        """The pool said this."""
+        if isinstance(said, Retune):
+            self.retunes.append(said)  # it counts from the next event on, whoever waits for something else now
+            return
+        if isinstance(said, Stop):
+            self.stopping.set()
+        self.told.put(said)
 
 
 class _Child:
@@ -120,9 +132,7 @@ class _Child:
             elif isinstance(said, Quit):
                 self._orders.put(None)
             elif orders is not None and run == orders.run:
-                if isinstance(said, Stop):
-                    orders.stopping.set()
-                orders.told.put(said)
+                orders.hear(said)
 
     def _say(self, run: int, what: FromWorker) -> None:
         with self._sending:
@@ -148,9 +158,9 @@ class _Child:
     def _step(self, job: Job, stack: ExitStack) -> Step[WireRecord]:
         """The worker of a run: the one that there is, if it can be reset, else a new one."""
         if self._kept is not None:
-            self._kept.reset()
+            self._kept.reset(job.pipeline, job.stamp)
             return self._kept
-        step = Step(job.pipeline, lambda record: to_wire(record, job.pipeline.results), parameters=job.parameters)
+        step = Step(job.pipeline, lambda record: to_wire(record, job.pipeline.results), stamp=job.stamp)
         if step.can_be_reset:
             self._kept = step
         else:
@@ -182,6 +192,7 @@ class _Work:
         self._run = orders.run
         self._stopping = orders.stopping
         self._told = orders.told
+        self._retunes = orders.retunes
         self._say_in_run = say
 
     def run(self, stack: ExitStack, make_step: Callable[[Job, ExitStack], Step[WireRecord]]) -> Left:
@@ -251,6 +262,9 @@ class _Work:
             messages = task.load()
         except (MessageEvictedError, MessageNotFoundError) as error:
             return task, self._to_wire(lost_record(task.index, error, share=task.share, width=self._width))
+        while self._retunes:
+            retune = self._retunes.popleft()
+            step.retune(retune.changed, retune.stamp)
         self._slot.show(number_of(task.index, task.share, self._width))
         try:
             record, wire = step.work(task.index, messages, feed.resolve, share=task.share)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from firstlight.errors import (
     ConfigurationError,
@@ -18,6 +20,7 @@ from firstlight.errors import (
 from firstlight.pipeline._align import Action, Aligner, Ready
 from firstlight.pipeline._assign import Sharing
 from firstlight.pipeline._live import Live
+from firstlight.pipeline._parameters import ParameterSet
 from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._records import Record, lost_record
 from firstlight.pipeline._run import OnView, Run
@@ -79,6 +82,7 @@ class InlineRun(Run):
         self._source = source
         self._driving = threading.Lock()
         self._aborted: Ended | None = None
+        self._retunes: deque[tuple[ParameterSet, Mapping[str, Any]]] = deque()
         self._turns = self._work()
 
     def join(self, timeout: float | None = None) -> bool:
@@ -90,6 +94,9 @@ class InlineRun(Run):
                 if deadline is not None and time.monotonic() >= deadline:
                     break
         return self._over.is_set()
+
+    def _retune(self, pipeline: Pipeline, new: ParameterSet, changed: Mapping[str, Any]) -> None:
+        self._retunes.append((new, changed))
 
     def _turn(self) -> None:
         try:
@@ -112,7 +119,7 @@ class InlineRun(Run):
             self._end("stopped" if self._stopping.is_set() else "finished")
 
     def _work(self) -> Iterator[None]:
-        step = Step(self.pipeline, lambda record: None)
+        step = Step(self.pipeline, lambda record: None, stamp=self.parameters.stamp)
         try:
             with self._source.open(self.pipeline.inputs) as opened:
                 yield from self._follow(opened, step)
@@ -170,6 +177,10 @@ class InlineRun(Run):
             for part in parts:
                 self._reduction.take(lost_record(part.index, error, share=part.share, width=self.pipeline.width))
             return
+        while self._retunes:
+            new, changed = self._retunes.popleft()
+            step.retune(changed, new.stamp)
+            self._reduction.retune(new.values)
         for part in parts:
             found = {name: messages[name] for name in part.ids}
             record, _ = step.work(part.index, found, at_hand.resolve, share=part.share)

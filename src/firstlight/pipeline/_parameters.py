@@ -29,6 +29,7 @@ from typing import (
     Annotated,
     Any,
     Literal,
+    NamedTuple,
     Protocol,
     TypeAlias,
     Union,
@@ -51,6 +52,7 @@ __all__ = [
     "ParameterSet",
     "ParameterSpec",
     "Retunes",
+    "Stamp",
     "current_values",
     "fingerprint",
     "parameter_specs",
@@ -155,6 +157,14 @@ class ParameterSpec:
         }
 
 
+class Stamp(NamedTuple):
+    """What a result tells about the parameters that made it; see `ParameterSet`."""
+
+    hash: str
+    set_ns: int
+    number: int
+
+
 @dataclass(frozen=True)
 class ParameterSet:
     """Parameters as they were from some moment on.
@@ -175,6 +185,11 @@ class ParameterSet:
     hash: str
     set_ns: int
     number: int
+
+    @property
+    def stamp(self) -> Stamp:
+        """All but the values."""
+        return Stamp(self.hash, self.set_ns, self.number)
 
     def facts(self) -> dict[str, Any]:
         """The same as JSON."""

@@ -4,6 +4,7 @@ up."""
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -14,7 +15,7 @@ from firstlight.model import Event, StreamId
 from firstlight.pipeline._align import Align, ByIndex, check_inputs
 from firstlight.pipeline._assign import Assign, Divides
 from firstlight.pipeline._detectors import check_detectors, images_of
-from firstlight.pipeline._parameters import ParameterSpec, current_values, fingerprint, parameter_specs
+from firstlight.pipeline._parameters import ParameterSet, ParameterSpec, current_values, fingerprint, parameter_specs
 from firstlight.pipeline._reducers import MakeReducer, make_reducer
 from firstlight.processors import Layout
 
@@ -132,7 +133,9 @@ class Pipeline:
         for name in (*self.inputs, *([self.output] if self.output else [])):
             StreamId("any", name, "any")
         if self.output in self.inputs:
-            raise ConfigurationError(f"pipeline {self.name!r} cannot write to {self.output!r}: that is one of its inputs")
+            raise ConfigurationError(
+                f"pipeline {self.name!r} cannot write to {self.output!r}: that is one of its inputs"
+            )
         if not callable(self.worker):
             raise ConfigurationError(f"the worker of pipeline {self.name!r} cannot be called: {self.worker!r}")
         self._check_reducer()
@@ -243,6 +246,10 @@ class Pipeline:
         for name, layout in self.detectors.items():
             digest.update(f"{name}: {layout}".encode())
         return digest.hexdigest()
+
+    def parameter_set(self, number: int = 1) -> ParameterSet:
+        """Its parameters, as set now."""
+        return ParameterSet(self.parameters, self.parameters_hash, time.time_ns(), number)
 
     def with_parameters(self, **values: Any) -> Pipeline:
         """The same pipeline with other parameters of its worker.

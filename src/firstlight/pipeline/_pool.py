@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from firstlight.pipeline._child import NOTHING, worker_main
-from firstlight.pipeline._talk import Begin, Broke, FromWorker, Left, Quit, Stop, ToWorker
+from firstlight.pipeline._talk import Begin, Broke, FromWorker, Left, Quit, Retune, Stop, ToWorker
 
 __all__ = ["Gone", "Pool", "Said"]
 
@@ -89,6 +89,12 @@ class Pool:
                 self.say(number, self._begin)
             else:
                 self.start(number)
+
+    def retune(self, job: bytes, retune: Retune) -> None:
+        """Give every worker other parameters, and let those that start from now on begin with `job`."""
+        self._begin = Begin(job)
+        for number in list(self._workers):
+            self.say(number, retune)
 
     def end_run(self, within_s: float) -> list[int]:
         """Have every worker leave the run: by asking, and by force when that takes too long.

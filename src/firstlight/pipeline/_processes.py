@@ -19,8 +19,10 @@ from firstlight.errors import ConfigurationError, FirstlightError, PipelineError
 from firstlight.pipeline._align_values import index_of, number_of
 from firstlight.pipeline._assign import Assign, worker_tags
 from firstlight.pipeline._crew import Crew, GroupCrew, ShareCrew
+from firstlight.pipeline._history import ParameterHistory
 from firstlight.pipeline._inline import aborted_error
 from firstlight.pipeline._live import Live
+from firstlight.pipeline._parameters import ParameterSet
 from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._pool import Gone, Pool, Said
 from firstlight.pipeline._records import Record, UserError, from_wire
@@ -28,7 +30,7 @@ from firstlight.pipeline._results import Results
 from firstlight.pipeline._run import OnView, Run
 from firstlight.pipeline._sources import Ended, Source
 from firstlight.pipeline._step import told
-from firstlight.pipeline._talk import Asked, Broke, GroupJob, Job, Left, Reported, Settled, ShareJob, Started
+from firstlight.pipeline._talk import Asked, Broke, GroupJob, Job, Left, Reported, Retune, Settled, ShareJob, Started
 
 __all__ = ["Processes"]
 
@@ -89,6 +91,15 @@ class Processes:
         return run
 
 
+@dataclass(frozen=True)
+class _Retuned:
+    """Parameters were changed."""
+
+    sendable: Pipeline
+    new: ParameterSet
+    changed: Mapping[str, Any]
+
+
 class ProcessesRun(Run):
     """A run in the background: one thread here takes what happens, one after the other, and decides."""
 
@@ -100,7 +111,7 @@ class ProcessesRun(Run):
         self._on = on
         self._can_be_continued = isinstance(source, Live) and source.group is not None
         self._label = _label(pipeline, source)
-        self._inbox: queue.SimpleQueue[Said | Gone | FirstlightError | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Said | Gone | _Retuned | FirstlightError | None] = queue.SimpleQueue()
         self._deaths: dict[int, int] = {}
         self._early_deaths = 0
         self._aborted: Ended | None = None
@@ -108,8 +119,13 @@ class ProcessesRun(Run):
         self._width = pipeline.width
         self._tags = worker_tags(on.n, on.tags)
         _check_tags(pipeline, self._tags)
+        self._parameters: ParameterHistory | None = None
         # Tried now, so that what cannot be copied is an error of the call that asked for it.
         self._sendable = _pickled_pipeline(pipeline)
+        self._stamp = self.parameters.stamp
+        self._known = threading.Event()
+        if not isinstance(source, Live):
+            self._known.set()
         self._thread = threading.Thread(target=self._coordinate, name=f"run {pipeline.name}", daemon=True)
 
     def begin(self) -> None:
@@ -134,10 +150,18 @@ class ProcessesRun(Run):
             self._thread.join()
         return over
 
+    def set_parameters(self, **values: Any) -> ParameterSet:
+        """Change parameters; waits until it is known what they are, where the run continues another one."""
+        self._known.wait()
+        return super().set_parameters(**values)
+
     def stop(self) -> None:
         """Ask the run to end."""
         super().stop()
         self._inbox.put(None)
+
+    def _retune(self, pipeline: Pipeline, new: ParameterSet, changed: Mapping[str, Any]) -> None:
+        self._inbox.put(_Retuned(_pickled_pipeline(pipeline), new, changed))
 
     # -- the thread -------------------------------------------------------------------------------------------------
 
@@ -160,6 +184,7 @@ class ProcessesRun(Run):
             else:
                 self._end("stopped" if self._stopping.is_set() else "finished")
         finally:
+            self._known.set()
             atexit.unregister(self._leave)
 
     def _run(self, stack: ExitStack) -> None:
@@ -169,13 +194,15 @@ class ProcessesRun(Run):
             self._results = Results(client, self.pipeline, live, self._label, self._reduction, self._inbox.put)
             stack.callback(self._results.close)
             self._results.drain(_DRAIN_WITHIN_S)
+            self._parameters = ParameterHistory(client, self._results.stream)
+            self._continue_parameters(self._parameters, finished=self._results.finished)
             if self._results.finished:
                 return
         try:
             crew = self._crew(client, live, stack)
             pool = stack.enter_context(closing(Pool(self._on.n)))
             try:
-                pool.begin(pickle.dumps(self._job(live)), self._inbox)
+                pool.begin(pickle.dumps(self._job()), self._inbox)
                 self._work(pool, crew)
             finally:
                 self._leave_pool(pool)
@@ -183,6 +210,39 @@ class ProcessesRun(Run):
         except FirstlightError as error:
             self._end_results(f"{type(error).__name__}: {error}")
             raise
+
+    def _continue_parameters(self, history: ParameterHistory, *, finished: bool) -> None:
+        """Take parameters over from the run that this one continues, unless others are given."""
+        earlier = history.earlier()
+        (given,) = self._history
+        if earlier and given.hash == earlier[0].hash != earlier[-1].hash:
+            specs = {spec.name for spec in self.pipeline.parameter_specs if spec.kind != "object"}
+            last = {name: value for name, value in earlier[-1].values.items() if name in specs}
+            self.pipeline = self.pipeline.with_parameters(**last)
+            self._sendable = _pickled_pipeline(self.pipeline)
+            self._reduction.retune(self.pipeline.parameters)
+        if finished and given.hash not in [parameters.hash for parameters in earlier]:
+            raise ConfigurationError(
+                f"run {self._label!r} of pipeline {self.pipeline.name!r} is finished, and its results were made with other "
+                "parameters; choose another group to have them made again",
+                group=self._label,
+            )
+        if not earlier or self.pipeline.parameters_hash != earlier[-1].hash:
+            earlier.append(self.pipeline.parameter_set(len(earlier) + 1))
+            history.put(earlier[-1])
+        self._history = earlier
+        self._stamp = self.parameters.stamp
+        self._known.set()
+
+    def _retuned(self, retuned: _Retuned, pool: Pool) -> None:
+        self._sendable, self._stamp = retuned.sendable, retuned.new.stamp
+        pool.retune(pickle.dumps(self._job()), Retune(retuned.changed, self._stamp))
+        self._keep(retuned.new)
+        self._reduction.retune(retuned.new.values)
+
+    def _keep(self, new: ParameterSet) -> None:
+        if self._parameters is not None:
+            self._parameters.put(new)
 
     @property
     def _by_service(self) -> bool:
@@ -200,10 +260,11 @@ class ProcessesRun(Run):
         crew.follow(lambda: self._inbox.put(None))
         return crew
 
-    def _job(self, live: Live | None) -> Job:
+    def _job(self) -> Job:
+        live = self._source if isinstance(self._source, Live) else None
         pipeline = self._sendable
         results = self._results.stream if self._results is not None else None
-        known = (pipeline, self.pipeline.parameters_hash, self._source, results)
+        known = (pipeline, self._stamp, self._source, results)
         if live is not None and self._by_service:
             return GroupJob(*known, live, self._label, self._on.prefetch)
         return ShareJob(*known)
@@ -219,6 +280,8 @@ class ProcessesRun(Run):
             if isinstance(happened, Gone):
                 if pool.pid(happened.number) == happened.pid:  # not one that was noticed before
                     self._gone(happened.number, pool, crew)
+            elif isinstance(happened, _Retuned):
+                self._retuned(happened, pool)
             elif happened is not None:
                 self._said(happened, pool, crew)
             crew.poll(pool)
@@ -259,7 +322,8 @@ class ProcessesRun(Run):
         index = index_of(call, self._width)
         share = call - number_of(index, 0, self._width)
         words = UserError("WorkerDied", f"event {index} ended {deaths} worker processes")
-        return Record(index, "error", None, deaths, 0, words, self.pipeline.parameters_hash, share, self._width)
+        hash_, set_ns, _ = self._stamp
+        return Record(index, "error", None, deaths, 0, words, hash_, share, self._width, set_ns)
 
     def _gone(self, number: int, pool: Pool, crew: Crew) -> None:
         call = pool.working_on(number)
@@ -314,6 +378,8 @@ class ProcessesRun(Run):
         # What they said last: records that came through the pipe count, also when the run was stopped.
         while not self._inbox.empty():
             happened = self._inbox.get()
+            if isinstance(happened, _Retuned):
+                self._keep(happened.new)
             if isinstance(happened, Said) and isinstance(happened.what, Reported):
                 for wire in happened.what.records:
                     self._reduction.take(from_wire(wire, self.pipeline.results))
@@ -334,6 +400,8 @@ class ProcessesRun(Run):
                 self._results.abort(f"input {self._aborted.name} was aborted: {self._aborted.aborted}")
             else:
                 self._results.finish()
+        if self._parameters is not None:
+            self._parameters.finish()
 
     def _end_results(self, reason: str) -> None:
         """Nobody can continue a run without a name; one with a name is left open for its successor."""
@@ -341,6 +409,8 @@ class ProcessesRun(Run):
             return
         try:
             self._results.abort(reason)
+            if self._parameters is not None:
+                self._parameters.abort(reason)
         except FirstlightError as error:
             logger.warning("could not abort %s: %s", self._results.stream, error)
 

@@ -195,7 +195,9 @@ class OpenRecording:
         if stream not in self._others:
             number = next((number for number, found in self._file.streams.items() if found.id == stream), None)
             if number is None:
-                raise MessageNotFoundError(f"{stream} is not in {self._file.path}, but referred to there", id=reference.id)
+                raise MessageNotFoundError(
+                    f"{stream} is not in {self._file.path}, but referred to there", id=reference.id
+                )
             self._others[stream] = _Table(self._file, number, self._file.streams[number])
         return self._found(self._others[stream], reference.id)
 

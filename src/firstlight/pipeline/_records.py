@@ -10,6 +10,7 @@ stream is aligned with its inputs. ``meta`` holds:
 ``forward``    of a result that is a reference to its event, see `Forward`
 ``_record``    1 where there are no data: a message of a detector without data is none of these
 ``parameters`` hash of the worker and its parameters
+``set_ns``     when these parameters were set, ns UTC
 ``attempts``   how often the worker was called for it
 ``event_ns``   when the service had the last message of the event, ns UTC; 0 if unknown
 ``error``      ``type``, ``text`` and ``traceback`` of what went wrong
@@ -62,6 +63,7 @@ class Record:
     parameters: str = ""
     share: int = 0
     width: int = 1
+    set_ns: int = 0
 
     @property
     def number(self) -> int:
@@ -78,6 +80,7 @@ class _Meta(msgspec.Struct, omit_defaults=True):
     error: UserError | None = None
     width: Annotated[int, msgspec.Meta(ge=1)] = 1
     forward: dict[str, Any] | None = None
+    set_ns: int = 0
 
 
 def lost_record(index: int, error: FirstlightError, *, share: int = 0, width: int = 1) -> Record:
@@ -94,18 +97,19 @@ def to_wire(record: Record, encoding: str) -> WireRecord:
         If the result cannot be encoded.
     """
     if record.kind != "result" or isinstance(record.value, Forward):
-        return record.number, b"", _meta_without_data(record)
+        name, forward = ("forward", record.value.to_json()) if isinstance(record.value, Forward) else ("", None)
+        return record.number, b"", {**_meta(record, name, forward), RECORD: 1}
     data, name = encode_result(record.value, encoding)
-    meta = _Meta(record.kind, name, record.parameters, record.attempts, record.event_ns, record.error, record.width)
-    return record.number, data, msgspec.to_builtins(meta)
+    return record.number, data, _meta(record, name)
 
 
-def _meta_without_data(record: Record) -> dict[str, Any]:
-    name, forward = ("forward", record.value.to_json()) if isinstance(record.value, Forward) else ("", None)
+def _meta(record: Record, encoding: str, forward: dict[str, Any] | None = None) -> dict[str, Any]:
     meta = _Meta(
-        record.kind, name, record.parameters, record.attempts, record.event_ns, record.error, record.width, forward
-    )
-    return {**msgspec.to_builtins(meta), RECORD: 1}
+        record.kind, encoding, record.parameters, record.attempts, record.event_ns, record.error, record.width, forward,
+        record.set_ns,
+    )  # fmt: skip
+    found: dict[str, Any] = msgspec.to_builtins(meta)
+    return found
 
 
 def from_wire(wire: WireRecord, allowed: str) -> Record:
@@ -125,7 +129,18 @@ def from_wire(wire: WireRecord, allowed: str) -> Record:
         value = decode_result(data, meta.encoding, allowed=allowed)
     index = index_of(number, meta.width)
     share = number - number_of(index, 0, meta.width)
-    return Record(index, meta.kind, value, meta.attempts, meta.event_ns, meta.error, meta.parameters, share, meta.width)
+    return Record(
+        index,
+        meta.kind,
+        value,
+        meta.attempts,
+        meta.event_ns,
+        meta.error,
+        meta.parameters,
+        share,
+        meta.width,
+        meta.set_ns,
+    )
 
 
 def from_message(message: Message, allowed: str) -> Record:

@@ -23,6 +23,7 @@ from firstlight.pipeline._align_values import (
     number_of,
 )
 from firstlight.pipeline._in_order import InOrder
+from firstlight.pipeline._parameters import Retunes
 from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._recent import Recent
 from firstlight.pipeline._records import Record, UserError
@@ -283,6 +284,23 @@ class Reduction:
             part.__cause__ = error
             error = part
         self._failed(reducer_error(self._pipeline, where, error), error)
+
+    def retune(self, parameters: Mapping[str, Any]) -> None:
+        """Tell the reducers that want to know what the parameters are.
+
+        Raises
+        ------
+        WorkerError
+            If one raised, and the pipeline stops at errors.
+        """
+        with self._lock:
+            for name, part in parts_of(self.reducer).items():
+                if isinstance(part, Retunes):
+                    self._changes += 1
+                    try:
+                        part.retune(parameters)
+                    except Exception as error:  # noqa: BLE001 - user code
+                        self._between(name, "when its parameters were changed", error)
 
     def conclude(self, *, finish: bool) -> None:
         """Nothing more comes: give the reducer what still waits, and tell it that the scan is over if it is to `finish`.

@@ -79,11 +79,11 @@ class Results:
         if earlier is None:
             self._producer = self._client.produce(self.stream.source, header=header, finish=False, **self._where)
             return
-        if earlier.get("parameters_hash") != header["parameters_hash"]:
+        if (earlier.get("worker"), earlier.get("inputs")) != (header["worker"], header["inputs"]):
             raise ConfigurationError(
-                f"run {live.group!r} of pipeline {self._pipeline.name!r} was begun with another worker or "
-                "other parameters "
-                f"({earlier.get('parameters')}); choose another group, so that their results do not mix",
+                f"run {live.group!r} of pipeline {self._pipeline.name!r} was begun with another worker or other inputs "
+                f"({earlier.get('worker')} on {earlier.get('inputs')}); choose another group, so that their results do "
+                "not mix",
                 group=live.group,
             )
         info = self._client.info(self.stream.source, **self._where)

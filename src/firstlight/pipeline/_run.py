@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, Self, TypeAlias
 from firstlight.errors import FirstlightError, PipelineError, StreamTimeoutError, WorkerError
 from firstlight.model import View
 from firstlight.pipeline._align_values import Ready
+from firstlight.pipeline._parameters import ParameterSet
 from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._reduction import Reduction
 from firstlight.pipeline._sources import Source
@@ -56,9 +57,12 @@ class Run(abc.ABC):
         self.source = source
         #: ``file.py:name`` of the pipeline, where a command line named it so; for those who attach to the run.
         self.target: str | None = None
+        self._setting = threading.Lock()
+        self._history = [pipeline.parameter_set()]
         self.error: FirstlightError | None = None
         self._state: State = "running"
         self._reduction = Reduction(pipeline, live=source.live)
+        self._reduction.retune(self.parameters.values)
         self._on_view = on_view
         self._view_every_s = view_every_s
         self._view_at = time.monotonic() + view_every_s
@@ -83,6 +87,55 @@ class Run(abc.ABC):
         """The reducer with what was added up so far, or a mapping of them. While the run goes on, others add to it;
         prefer `views`."""
         return self._reduction.reducer
+
+    @property
+    def parameters(self) -> ParameterSet:
+        """What the worker's parameters are now."""
+        return self._history[-1]
+
+    @property
+    def parameter_history(self) -> tuple[ParameterSet, ...]:
+        """What they were and are, the oldest first."""
+        return tuple(self._history)
+
+    def set_parameters(self, **values: Any) -> ParameterSet:
+        """Change parameters of the worker while it works.
+
+        They count from the next event that a worker begins, and each result tells by which it was made. The worker is made
+        anew with them, and set up; see `Retunes` for one that stays.
+
+        Parameters
+        ----------
+        values
+            By name, the others stay. Text is read as `Pipeline.with_parameters` does.
+
+        Returns
+        -------
+        ParameterSet
+            All of them; those of before, if nothing is different.
+
+        Raises
+        ------
+        ConfigurationError
+            If the worker has no such parameter, or the value does not fit: nothing has changed then.
+        PipelineError
+            If the run is over.
+        """
+        with self._setting:
+            if self._over.is_set():
+                raise PipelineError(
+                    f"the run of pipeline {self.pipeline.name!r} is over; its parameters stay as they are"
+                )
+            changed = self.pipeline.with_parameters(**values)
+            new = changed.parameter_set(self.parameters.number + 1)
+            # An object has no value that could be compared.
+            objects = {spec.name for spec in changed.parameter_specs if spec.kind == "object"}
+            if new.hash == self.parameters.hash and not objects & set(values):
+                return self.parameters
+            self._retune(changed, new, {name: new.values[name] for name in values})
+            self.pipeline = changed
+            self._history.append(new)
+            return new
 
     def views(self) -> dict[str, View]:
         """What the reducer shows now; empty before its first result.
@@ -157,6 +210,16 @@ class Run(abc.ABC):
         self.join()
 
     # -- for executors ----------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def _retune(self, pipeline: Pipeline, new: ParameterSet, changed: Mapping[str, Any]) -> None:
+        """Let workers and reducer know.
+
+        Raises
+        ------
+        ConfigurationError
+            If a value cannot reach them; then nothing has changed.
+        """
 
     #: Another run may go on where this one was stopped.
     _can_be_continued = False

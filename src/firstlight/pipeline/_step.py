@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
@@ -11,6 +12,7 @@ from firstlight.model import Event
 from firstlight.pipeline._align_values import Ready
 from firstlight.pipeline._assign import Call, Sharing
 from firstlight.pipeline._forward import Fetch, event_parts, with_references
+from firstlight.pipeline._parameters import Retunes, Stamp, current_values
 from firstlight.pipeline._pipeline import Closes, Pipeline, Resets, SetsUp, Worker
 from firstlight.pipeline._records import Kind, Record, UserError, lost_record
 from firstlight.pipeline._reducers import PartError
@@ -34,11 +36,11 @@ class Step(Generic[_Made]):
         If the worker cannot be made, or its ``setup()`` raises.
     """
 
-    def __init__(self, pipeline: Pipeline, finish: Callable[[Record], _Made], *, parameters: str = "") -> None:
+    def __init__(self, pipeline: Pipeline, finish: Callable[[Record], _Made], *, stamp: Stamp | None = None) -> None:
         self._pipeline = pipeline
         self._finish = finish
         # A script's classes have another module name in a worker process, so that one is told the hash.
-        self._hash = parameters or pipeline.parameters_hash
+        self._stamp = stamp or pipeline.parameter_set().stamp
         self._width = pipeline.width
         try:
             self._worker: Worker = pipeline.make_worker()
@@ -73,7 +75,7 @@ class Step(Generic[_Made]):
         return self.run(self._pipeline.event(index, parts, share=share))
 
     def _unworked(self, index: int, share: int, kind: Kind, error: UserError | None = None) -> Record:
-        return Record(index, kind, error=error, parameters=self._hash, share=share, width=self._width)
+        return Record(index, kind, error=error, parameters=self._stamp.hash, share=share, width=self._width)
 
     def run(self, event: Event) -> tuple[Record, _Made]:
         """Call the worker, again if that is wanted and helps.
@@ -105,21 +107,53 @@ class Step(Generic[_Made]):
     def _record(
         self, event: Event, kind: Kind, value: Any, attempts: int, event_ns: int, error: UserError | None
     ) -> Record:
-        return Record(event.index, kind, value, attempts, event_ns, error, self._hash, event.share, self._width)
+        hash_, set_ns, _ = self._stamp
+        return Record(event.index, kind, value, attempts, event_ns, error, hash_, event.share, self._width, set_ns)
+
+    def retune(self, changed: Mapping[str, Any], stamp: Stamp) -> None:
+        """Go on with other parameters; what was set earlier is set already.
+
+        Raises
+        ------
+        WorkerError
+            If the worker's ``retune()`` raises, or a new one cannot be made or set up.
+        """
+        if stamp.number > self._stamp.number:
+            self._change(changed)
+            self._stamp = stamp
+
+    def _change(self, changed: Mapping[str, Any]) -> None:
+        worker: Any = self._worker
+        try:
+            if isinstance(worker, Retunes):
+                for name, value in changed.items():
+                    object.__setattr__(worker, name, value)  # also where the dataclass is frozen
+                worker.retune(current_values(worker))
+                return
+            self._worker = dataclasses.replace(worker, **changed)
+            if isinstance(worker, Closes):
+                worker.close()
+            if isinstance(self._worker, SetsUp):
+                self._worker.setup()
+        except Exception as error:  # user code
+            raise _wrapped(self._pipeline, error, "could not take other parameters", None) from error
 
     @property
     def can_be_reset(self) -> bool:
         """The worker can go on with another scan."""
         return isinstance(self._worker, Resets)
 
-    def reset(self) -> None:
-        """Another scan begins.
+    def reset(self, pipeline: Pipeline, stamp: Stamp) -> None:
+        """Another scan begins, maybe with other parameters.
 
         Raises
         ------
         WorkerError
             If the worker's ``reset()`` raises.
         """
+        if stamp.hash != self._stamp.hash:
+            self._change(current_values(pipeline.worker))
+        self._pipeline, self._stamp = pipeline, stamp
         if isinstance(self._worker, Resets):
             try:
                 self._worker.reset()

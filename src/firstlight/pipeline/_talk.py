@@ -7,13 +7,15 @@ to say is not taken for the next one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from firstlight.errors import FirstlightError
 from firstlight.model import StreamId
 from firstlight.pipeline._align import Ready
 from firstlight.pipeline._live import Live
+from firstlight.pipeline._parameters import Stamp
 from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._records import Record, WireRecord
 from firstlight.pipeline._sources import Source
@@ -30,6 +32,7 @@ __all__ = [
     "Left",
     "Quit",
     "Reported",
+    "Retune",
     "Settled",
     "ShareJob",
     "Started",
@@ -46,7 +49,7 @@ class Job:
     """
 
     pipeline: Pipeline
-    parameters: str
+    stamp: Stamp
     source: Source
     results: StreamId | None
 
@@ -91,6 +94,14 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Retune:
+    """These parameters are other ones from now on."""
+
+    changed: Mapping[str, Any]
+    stamp: Stamp
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Finish what is under way and leave the run."""
 
@@ -100,7 +111,7 @@ class Quit:
     """There are no more runs: end the process."""
 
 
-ToWorker: TypeAlias = Begin | HandOut | Answer | Stop | Quit
+ToWorker: TypeAlias = Begin | HandOut | Answer | Retune | Stop | Quit
 
 
 # -- from a worker --------------------------------------------------------------------------------------------------
