@@ -11,9 +11,10 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from firstlight.client import Client
@@ -21,6 +22,7 @@ from firstlight.errors import FirstlightError, MessageEvictedError, MessageNotFo
 from firstlight.pipeline._align_values import number_of
 from firstlight.pipeline._feeds import Feed, GroupFeed, ShareFeed, Task
 from firstlight.pipeline._forward import Forward
+from firstlight.pipeline._hanging import answering
 from firstlight.pipeline._live import Live
 from firstlight.pipeline._outlets import Outlet, PipeOutlet, StreamOutlet
 from firstlight.pipeline._records import Record, WireRecord, lost_record, to_wire
@@ -51,7 +53,7 @@ NOTHING = 0
 _ORPHANED = 70
 
 
-def worker_main(pipe: Connection, slots: Any, number: int) -> None:
+def worker_main(pipe: Connection, slots: Any, number: int, trace: Path | None = None) -> None:
     """Run one worker process, for one run after the other.
 
     Parameters
@@ -60,12 +62,15 @@ def worker_main(pipe: Connection, slots: Any, number: int) -> None:
         To the pool.
     slots : (n,) int64 in shared memory
         Entry `number` is the event that this process works on, so that the run knows it even if the process is killed.
+    trace
+        File for the answer to the question where it is.
     """
     # Ctrl-C reaches every process of the terminal; the run decides what it means for us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
-        _Child(pipe, slots, number).serve()
+        with answering(trace) if trace is not None else nullcontext():
+            _Child(pipe, slots, number).serve()
     except (BrokenPipeError, ConnectionResetError):
         os._exit(_ORPHANED)  # nobody is left to tell
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import multiprocessing
 import queue
 import signal
+import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 from firstlight.pipeline._child import NOTHING, worker_main
+from firstlight.pipeline._hanging import traceback_of
 from firstlight.pipeline._talk import Begin, Broke, FromWorker, Left, Quit, Retune, Stop, ToWorker
 
 __all__ = ["Gone", "Pool", "Said"]
@@ -54,13 +57,16 @@ class Pool:
     ----------
     n_workers
         As many work at a time; they are called 0 .. n - 1.
+    traces
+        They can be asked where they are.
     """
 
-    def __init__(self, n_workers: int) -> None:
+    def __init__(self, n_workers: int, *, traces: bool = False) -> None:
         # Spawned, not forked: a fork would copy the locks of the client's threads in whatever state they are.
         self._context = multiprocessing.get_context("spawn")
         self._slots = self._context.RawArray("q", n_workers)
         self._workers: dict[int, _Worker] = {}
+        self._traces = tempfile.TemporaryDirectory(prefix="firstlight-") if traces else None
         self._changed = threading.Condition()
         self._run = 0
         self._begin = Begin(b"")
@@ -126,6 +132,8 @@ class Pool:
             self.say(number, Quit())
         for number in list(self._workers):
             self.bury(number)
+        if self._traces is not None:
+            self._traces.cleanup()
 
     # -- one worker -------------------------------------------------------------------------------------------------
 
@@ -134,7 +142,9 @@ class Pool:
         ours, theirs = self._context.Pipe()
         self._slots[number] = NOTHING
         process = self._context.Process(
-            target=worker_main, args=(theirs, self._slots, number), name=f"firstlight worker {number}"
+            target=worker_main,
+            args=(theirs, self._slots, number, self._trace(number)),
+            name=f"firstlight worker {number}",
         )
         # Inherited: a worker must not die of a Ctrl-C that comes before it can say so itself.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -197,6 +207,19 @@ class Pool:
     def working_on(self, number: int) -> int | None:
         """The event that a worker has begun and not finished."""
         return self._slots[number] or None
+
+    def _trace(self, number: int) -> Path | None:
+        return Path(self._traces.name) / str(number) if self._traces is not None else None
+
+    def kill(self, number: int) -> str:
+        """End a worker's process by force; returns where it was, if it can be asked and answers."""
+        worker = self._workers.get(number)
+        if worker is None or worker.process.pid is None:
+            return ""
+        path = self._trace(number)
+        text = traceback_of(worker.process.pid, path) if path is not None else ""
+        worker.process.kill()
+        return text
 
     def is_dead(self, number: int, within_s: float) -> bool:
         """Whether this process is over, or will be within so many seconds."""

@@ -9,6 +9,7 @@ import pickle
 import queue
 import secrets
 import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from firstlight.errors import ConfigurationError, FirstlightError, PipelineError
 from firstlight.pipeline._align_values import index_of, number_of
 from firstlight.pipeline._assign import Assign, worker_tags
 from firstlight.pipeline._crew import Crew, GroupCrew, ShareCrew
+from firstlight.pipeline._hanging import Overdue
 from firstlight.pipeline._history import ParameterHistory
 from firstlight.pipeline._inline import aborted_error
 from firstlight.pipeline._live import Live
@@ -58,6 +60,9 @@ class Processes:
     prefetch
         Events that a process has at hand besides the one it works on. More is faster for events of less than a
         millisecond, fewer shares slow ones more evenly. None learns it from the time that an event takes.
+    hang_after_s
+        A process that is longer than this at one event is killed and replaced, and the event is given to another, as if
+        the process had died; None waits for ever. How long an event may take includes all attempts at it.
     tags
         What some of the processes, which are called 0 to n - 1, have and others have not, see `Assign`:
         ``{"gpu": [0], "night-shift": [0, 3]}``. Those without any have the tag ``generic``.
@@ -73,6 +78,7 @@ class Processes:
     n: int
     prefetch: int | None = None
     stop_within_s: float = 10.0
+    hang_after_s: float | None = field(default=None, kw_only=True)
     tags: Mapping[str, Iterable[int]] = field(default_factory=dict, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -82,6 +88,8 @@ class Processes:
                 f"prefetch={self.prefetch}, "
                 f"stop_within_s={self.stop_within_s:g})"
             )
+        if self.hang_after_s is not None and not self.hang_after_s > 0:
+            raise ConfigurationError(f"hang_after_s of Processes is more than 0 s, or None, not {self.hang_after_s!r}")
         worker_tags(self.n, self.tags)
 
     def start(self, pipeline: Pipeline, source: Source, *, on_view: OnView | None, view_every_s: float) -> Run:
@@ -100,6 +108,16 @@ class _Retuned:
     changed: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class _Deaths:
+    """Worker processes that ended at one call: how many, and about the last one."""
+
+    n: int = 0
+    how: str = ""
+    hung: bool = False
+    trace: str = ""
+
+
 class ProcessesRun(Run):
     """A run in the background: one thread here takes what happens, one after the other, and decides."""
 
@@ -112,7 +130,11 @@ class ProcessesRun(Run):
         self._can_be_continued = isinstance(source, Live) and source.group is not None
         self._label = _label(pipeline, source)
         self._inbox: queue.SimpleQueue[Said | Gone | _Retuned | FirstlightError | None] = queue.SimpleQueue()
-        self._deaths: dict[int, int] = {}
+        self._deaths: dict[int, _Deaths] = {}
+        self._overdue = Overdue(on.hang_after_s) if on.hang_after_s is not None else None
+        self._look_s = 0.0
+        #: Workers that were killed because they hung: at which call, and where.
+        self._hung: dict[int, tuple[int, str]] = {}
         self._early_deaths = 0
         self._aborted: Ended | None = None
         self._results: Results | None = None
@@ -200,7 +222,7 @@ class ProcessesRun(Run):
                 return
         try:
             crew = self._crew(client, live, stack)
-            pool = stack.enter_context(closing(Pool(self._on.n)))
+            pool = stack.enter_context(closing(Pool(self._on.n, traces=self._overdue is not None)))
             try:
                 pool.begin(pickle.dumps(self._job()), self._inbox)
                 self._work(pool, crew)
@@ -284,6 +306,7 @@ class ProcessesRun(Run):
                 self._retuned(happened, pool)
             elif happened is not None:
                 self._said(happened, pool, crew)
+            self._watch(pool)
             crew.poll(pool)
             self._show()
         if crew.aborted is not None:
@@ -316,40 +339,66 @@ class ProcessesRun(Run):
 
     def _verdict(self, call: int) -> Record | None:
         """The record of an event (or share of one) that has killed too many workers; None if it may be tried."""
-        deaths = self._deaths.get(call, 0)
-        if deaths < self.pipeline.max_attempts:
+        deaths = self._deaths.get(call)
+        if deaths is None or deaths.n < self.pipeline.max_attempts:
             return None
         index = index_of(call, self._width)
         share = call - number_of(index, 0, self._width)
-        words = UserError("WorkerDied", f"event {index} ended {deaths} worker processes")
+        name = "WorkerHung" if deaths.hung else "WorkerDied"
+        text = f"event {index} ended {deaths.n} worker processes; the last was {deaths.how}"
         hash_, set_ns, _ = self._stamp
-        return Record(index, "error", None, deaths, 0, words, hash_, share, self._width, set_ns)
+        words = UserError(name, text, deaths.trace)
+        return Record(index, "error", None, deaths.n, 0, words, hash_, share, self._width, set_ns)
+
+    def _watch(self, pool: Pool) -> None:
+        """Kill who hangs; what follows is that of a death."""
+        now = time.monotonic()
+        if self._overdue is None or now < self._look_s:
+            return
+        self._look_s = now + _TICK_S
+        for number in self._overdue.look(now, {number: pool.working_on(number) for number in pool.numbers}):
+            call = pool.working_on(number)
+            if call is not None:
+                self._hung[number] = call, pool.kill(number)
 
     def _gone(self, number: int, pool: Pool, crew: Crew) -> None:
         call = pool.working_on(number)
         index = None if call is None else index_of(call, self._width)
         has_left, how = pool.bury(number)
+        hung, trace = self._hung_at(number, call)
         if has_left:
             return
+        if hung:
+            how = f"killed because it was longer than {self._on.hang_after_s:g} s at it"
         logger.warning("worker %d of pipeline %r was %s at event %s", number, self.pipeline.name, how, index)
         if call is None:
             self._early_deaths += 1
         else:
-            self._deaths[call] = self._deaths.get(call, 0) + 1
+            known = self._deaths.get(call, _Deaths())
+            self._deaths[call] = _Deaths(known.n + 1, how, hung, trace)
         record = self._verdict(call) if call is not None else None
-        self._reduction.died(index, again=record is None)
+        self._reduction.died(index, again=record is None, hung=hung)
         self._check_deaths(index, record, how)
         crew.died(number)
         if record is not None:
             self._park(record, crew)
         pool.start(number)
 
+    def _hung_at(self, number: int, call: int | None) -> tuple[bool, str]:
+        """Whether a worker that is gone was killed because it hung at this call, and where."""
+        if self._overdue is not None:
+            self._overdue.forget(number)
+        at, trace = self._hung.pop(number, (None, ""))
+        return (True, trace) if at is not None and at == call else (False, "")
+
     def _check_deaths(self, index: int | None, record: Record | None, how: str) -> None:
         if record is not None and self.pipeline.on_error == "stop":
+            deaths = self._deaths[record.number]
             raise WorkerError(
                 f"worker {self.pipeline.worker_name} of pipeline {self.pipeline.name!r} was {how} at event {index}, "
-                f"{self._deaths[record.number]} times",
-                event_index=index, error_type="WorkerDied", traceback_text="",
+                f"{deaths.n} times",
+                event_index=index, error_type="WorkerHung" if deaths.hung else "WorkerDied",
+                traceback_text=deaths.trace,
             )  # fmt: skip
         if self._early_deaths > _MAX_EARLY_DEATHS:
             raise PipelineError(

@@ -177,10 +177,11 @@ class Reduction:
             self._counts.errors += record.kind == "error"
             self._counts.last_errors.append(EventError(record.index, record.error))
 
-    def died(self, index: int | None, *, again: bool) -> None:
+    def died(self, index: int | None, *, again: bool, hung: bool = False) -> None:
         """A worker process ended, maybe at event `index`, which somebody else gets if `again`."""
         with self._lock:
             self._counts.workers_died += 1
+            self._counts.hung += hung
             if index is not None:
                 self._counts.errors += 1
                 self._counts.retried += again

@@ -71,6 +71,8 @@ class Stats:
         For each input the events that it had nothing for, below the highest that any input had; known at the end.
     workers_died
         Worker processes that ended without being asked to.
+    hung
+        Of these, those that were killed because they were too long at one event.
     available
         Events of which something has come so far.
     latency_s
@@ -100,6 +102,7 @@ class Stats:
     unmatched: Mapping[str, Ranges] = field(default_factory=dict)
     missing: Mapping[str, Ranges] = field(default_factory=dict)
     workers_died: int = 0
+    hung: int = 0
     available: int = 0
     latency_s: HistogramSnapshot = field(default_factory=lambda: Histogram().snapshot(), repr=False)
     elapsed_s: float = 0.0
@@ -134,6 +137,7 @@ class Counts:
     retried: int = 0
     duplicates: int = 0
     workers_died: int = 0
+    hung: int = 0
     parked: Ranges = field(default_factory=Ranges)
     lost: Ranges = field(default_factory=Ranges)
     partial: Ranges = field(default_factory=Ranges)

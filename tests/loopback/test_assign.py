@@ -1,0 +1,158 @@
+"""Who gets which event, in real processes; and what becomes of workers that hang."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from assigned_workers import Everything, Hangs, who
+from firstlight.client import Client
+from firstlight.errors import ConfigurationError, WorkerError
+from firstlight.pipeline import Assign, ByTriggerMap, Items, Live, Pipeline, Processes, Run, Source, from_message, run
+
+_NAMES = (f"assign_{number:04d}" for number in itertools.count(1))
+_WITHIN_S = 60.0
+
+
+def pipeline(worker: Any = who, **more: Any) -> Pipeline:
+    given: dict[str, Any] = {"inputs": ["eiger", "panda"], "reducer": Everything} | more
+    return Pipeline("assigned", worker=worker, **given)
+
+
+def items(n: int) -> Items:
+    return Items({name: [b"x"] * n for name in ("eiger", "panda")})
+
+
+def send(url: str, n: int, *names: str) -> Live:
+    stream = next(_NAMES)
+    with Client(url) as client:
+        for name in names:
+            with client.produce(name, stream=stream) as producer:
+                for _ in range(n):
+                    producer.send(b"x")
+    return Live(url, stream=stream, timeout=_WITHIN_S)
+
+
+def finished(running: Run) -> list[tuple[int, Any]]:
+    found: list[tuple[int, Any]] = running.result(_WITHIN_S).found
+    return sorted(found)
+
+
+# -- keys, tags, shares -----------------------------------------------------------------------------------------------
+
+
+def test_events_of_one_key_are_worked_on_by_one_process() -> None:
+    by_ten = pipeline(assign=Assign(key=lambda event: event.index // 10))
+    found = finished(run(by_ten, items(300), on=Processes(3, prefetch=2)))
+    assert [index for index, _ in found] == list(range(1, 301))
+    workers = defaultdict(set)
+    for index, (pid, _, _) in found:
+        workers[index // 10].add(pid)
+    assert all(len(pids) == 1 for pids in workers.values())
+
+
+def test_only_tagged_workers_get_what_asks_for_them() -> None:
+    tagged = pipeline(assign=Assign(tags=lambda event: "gpu" if event.index % 4 == 0 else "generic"))
+    found = finished(run(tagged, items(40), on=Processes(3, prefetch=2, tags={"gpu": [1]})))
+    gpu = {pid for index, (pid, _, _) in found if index % 4 == 0}
+    others = {pid for index, (pid, _, _) in found if index % 4}
+    assert len(found) == 40 and len(gpu) == 1 and not gpu & others and others
+
+
+def test_each_share_of_an_event_is_a_result_and_comes_from_another_process(service: Any) -> None:
+    live = send(service.url, 10, "eiger", "panda")
+    both = pipeline(assign=[Assign(), Assign(inputs=["panda"])])
+    running = run(both, live, on=Processes(2, prefetch=1))
+    found = finished(running)
+    assert [(index, share) for index, (_, share, _) in found] and len(found) == 20
+    for index in range(1, 11):
+        (one, two) = sorted((result for at, result in found if at == index), key=lambda result: int(result[1]))
+        assert one[1:] == [0, ["eiger", "panda"]] and two[1:] == [1, ["panda"]] and one[0] != two[0]
+    assert (running.stats.events, running.stats.results, running.stats.duplicates) == (10, 20, 0)
+    with Client(service.url) as client:
+        (info,) = client.streams("assigned.results")
+        records = [from_message(m, "msgpack") for m in client.consume("assigned.results", stream=info.stream)]
+    assert sorted((record.index, record.share, record.number) for record in records) == [
+        (index, share, 2 * index - 1 + share) for index in range(1, 11) for share in (0, 1)
+    ]
+
+
+def test_a_map_names_workers_and_what_they_get() -> None:
+    one, two = {"tags": ["generic"], "constraint": 1}, {"tags": ["gpu"], "constraint": 2}
+    align = ByTriggerMap({"eiger": [[one], [one, two], []] * 5, "panda": [[two], [two], [one]] * 5})
+    found = finished(run(pipeline(align=align), items(15), on=Processes(2, tags={"gpu": [0]})))
+    inputs: dict[str, set[int]] = {"eiger": set(), "panda": set()}
+    by_event: dict[int, list[list[str]]] = defaultdict(list)
+    for index, (pid, _, names) in found:
+        by_event[index].append(names)
+        inputs[names[0] if names == ["eiger"] else "panda"].add(pid)
+    assert sorted(by_event[1]) == [["eiger"], ["panda"]] and by_event[3] == [["panda"]]
+    assert sorted(by_event[2]) == [["eiger"], ["eiger", "panda"]]
+
+
+def test_a_tag_that_no_worker_has_is_an_error_before_the_run() -> None:
+    with pytest.raises(ConfigurationError, match="asks for a worker with the tags gpu, and none of the 2 has them"):
+        run(pipeline(assign=Assign(tags="gpu")), items(1), on=Processes(2))
+
+
+def test_a_tag_that_comes_up_later_and_no_worker_has_is_an_error_and_does_not_hang() -> None:
+    late = {"assign": Assign(tags=lambda event: "gpu" if event.index == 3 else ())}
+    with pytest.raises(ConfigurationError, match="event 3 asks for a worker with the tags gpu, and none has them"):
+        run(pipeline(**late), items(5), on=Processes(1)).result(_WITHIN_S)
+    skipping = run(pipeline(**late, on_error="skip"), items(5), on=Processes(1))
+    assert [index for index, _ in finished(skipping)] == [1, 2, 4, 5]
+    assert list(skipping.stats.parked) == [(3, 3)] and skipping.stats.last_errors[0].error.type == "NoWorker"
+
+
+# -- hanging ----------------------------------------------------------------------------------------------------------
+
+
+def sources(url: str, kind: str) -> tuple[list[str], Source]:
+    """Handed out by the run, from memory and from the service; and handed out by the service."""
+    if kind == "memory":
+        return ["eiger", "panda"], items(12)
+    names = ["eiger"] if kind == "group" else ["eiger", "panda"]
+    return names, send(url, 12, *names)
+
+
+@pytest.mark.parametrize("kind", ["memory", "service", "group"])
+def test_a_worker_that_hangs_is_replaced_and_its_event_is_done_by_another(
+    service: Any, tmp_path: Path, kind: str
+) -> None:
+    inputs, source = sources(service.url, kind)
+    running = run(pipeline(Hangs(5, str(tmp_path)), inputs=inputs), source, on=Processes(2, hang_after_s=0.5))
+    assert finished(running) == [(index, index) for index in range(1, 13)]
+    stats = running.stats
+    assert (stats.hung, stats.workers_died, stats.retried, len(stats.parked)) == (1, 1, 1, 0)
+
+
+@pytest.mark.parametrize("kind", ["memory", "group"])
+def test_an_event_that_always_hangs_is_parked_and_it_is_told_where(service: Any, tmp_path: Path, kind: str) -> None:
+    inputs, source = sources(service.url, kind)
+    hangs = pipeline(Hangs(5, str(tmp_path), times=9), inputs=inputs, on_error="skip", max_attempts=2)
+    running = run(hangs, source, on=Processes(2, hang_after_s=0.3))
+    assert [index for index, _ in finished(running)] == [index for index in range(1, 13) if index != 5]
+    stats = running.stats
+    assert (stats.hung, list(stats.parked)) == (2, [(5, 5)])
+    shown = stats.last_errors[-1]
+    assert (shown.index, shown.error.type) == (5, "WorkerHung")
+    assert "killed because it was longer than 0.3 s at it" in shown.error.text
+    assert "wait_for_ever" in shown.error.traceback and "_step.py" not in shown.error.traceback
+
+
+def test_a_run_that_stops_at_errors_says_where_it_hung(tmp_path: Path) -> None:
+    hangs = pipeline(Hangs(2, str(tmp_path), times=9), max_attempts=1)
+    with pytest.raises(WorkerError, match=r"was killed because it was longer than 0.3 s at it at event 2") as raised:
+        run(hangs, items(4), on=Processes(1, hang_after_s=0.3)).result(_WITHIN_S)
+    assert raised.value.values["error_type"] == "WorkerHung"
+    assert "wait_for_ever" in raised.value.values["traceback_text"]
+
+
+def test_no_time_to_hang_is_refused() -> None:
+    for wrong in (0, -1.0, float("nan")):
+        with pytest.raises(ConfigurationError, match="hang_after_s of Processes is more than 0 s, or None"):
+            Processes(1, hang_after_s=wrong)
