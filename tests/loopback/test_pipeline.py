@@ -386,6 +386,38 @@ def test_a_run_that_nobody_waits_for_ends_with_the_program(tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr.decode()
 
 
+_UNGUARDED = """
+import os
+from pathlib import Path
+from firstlight.pipeline import Pipeline, Processes, run
+from firstlight.testing._pipeline_contract import Collect, ContractData, Slow
+
+Path(f"ran.{os.getpid()}").touch()
+
+class Mine(Slow):
+    pass
+
+pipeline = Pipeline("mine", inputs=["eiger"], worker=Mine(0.0), reducer=Collect)
+running = run(pipeline, ContractData.of(range(1, 5)).items(), on=Processes(1))
+"""
+
+
+@pytest.mark.parametrize("imported", [False, True])
+def test_a_file_that_begins_a_run_wherever_it_is_read_is_told_so(tmp_path: Path, imported: bool) -> None:
+    (tmp_path / "unguarded.py").write_text(_UNGUARDED + ("" if imported else "running.result(30)\n"))
+    (tmp_path / "script.py").write_text(
+        "if __name__ == '__main__':\n    import unguarded\n    unguarded.running.result(30)\n"
+    )
+    command = [sys.executable, str(tmp_path / ("script.py" if imported else "unguarded.py"))]
+    done = subprocess.run(
+        command, env=_environment(), cwd=tmp_path, timeout=_WITHIN_S, capture_output=True, text=True
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "a worker process has come upon the line that begins the run" in done.stderr
+    assert "below `if __name__ ==" in done.stderr and done.stderr.count("Traceback") == 1
+    assert len(list(tmp_path.glob("ran.*"))) == 2  # here, and once in a worker; not again and again
+
+
 # -- offline ----------------------------------------------------------------------------------------------------------
 
 

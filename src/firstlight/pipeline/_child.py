@@ -4,6 +4,7 @@ listens."""
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import pickle
 import queue
@@ -18,7 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from firstlight.client import Client
-from firstlight.errors import FirstlightError, MessageEvictedError, MessageNotFoundError, PipelineError, WorkerError
+from firstlight.errors import (
+    ConfigurationError,
+    FirstlightError,
+    MessageEvictedError,
+    MessageNotFoundError,
+    PipelineError,
+    WorkerError,
+)
 from firstlight.pipeline._align_values import number_of
 from firstlight.pipeline._feeds import Feed, GroupFeed, ShareFeed, Task
 from firstlight.pipeline._forward import Forward
@@ -44,13 +52,42 @@ from firstlight.pipeline._talk import (
     Stop,
 )
 
-__all__ = ["NOTHING", "worker_main"]
+__all__ = ["NOTHING", "UNGUARDED", "check_guarded", "unguarded_text", "worker_main"]
 
 logger = logging.getLogger(__name__)
 
 #: In a worker's slot: it works on no event.
 NOTHING = 0
 _ORPHANED = 70
+#: Exit code of a process that would have started a run of its own while it read the script of its run.
+UNGUARDED = 71
+
+_is_worker = False
+
+
+def check_guarded() -> None:
+    """Make sure that a run is not begun by the processes of a run.
+
+    A process that is spawned executes the script that began the run, to know its classes; a script that begins runs
+    wherever it is imported would have each of its processes begin another one.
+
+    Raises
+    ------
+    ConfigurationError
+        In a worker process. One that has not come so far yet ends, and the run tells.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # so `multiprocessing` itself finds out
+        raise SystemExit(UNGUARDED)
+    if _is_worker:
+        raise ConfigurationError(unguarded_text())
+
+
+def unguarded_text() -> str:
+    """What is wrong, and what to do."""
+    return (
+        "a worker process has come upon the line that begins the run, because it reads the same file: put that line "
+        'below `if __name__ == "__main__":`'
+    )
 
 
 def worker_main(pipe: Connection, slots: Any, number: int, trace: Path | None = None) -> None:
@@ -65,6 +102,8 @@ def worker_main(pipe: Connection, slots: Any, number: int, trace: Path | None = 
     trace
         File for the answer to the question where it is.
     """
+    global _is_worker
+    _is_worker = True
     # Ctrl-C reaches every process of the terminal; the run decides what it means for us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from firstlight.pipeline._child import NOTHING, worker_main
+from firstlight.pipeline._child import NOTHING, UNGUARDED, worker_main
 from firstlight.pipeline._hanging import traceback_of
 from firstlight.pipeline._talk import Begin, Broke, FromWorker, Left, Quit, Retune, Stop, ToWorker
 
-__all__ = ["Gone", "Pool", "Said"]
+__all__ = ["Death", "Gone", "Pool", "Said"]
 
 _EXIT_WITHIN_S = 5.0
 
@@ -37,6 +37,14 @@ class Gone:
 
     number: int
     pid: int
+
+
+class Death(NamedTuple):
+    """How a worker ended: whether it had left the run before, in words, and because its script begins runs."""
+
+    had_left: bool
+    how: str
+    unguarded: bool
 
 
 @dataclass(slots=True)
@@ -229,8 +237,8 @@ class Pool:
         worker.process.join(within_s)
         return worker.process.exitcode is not None
 
-    def bury(self, number: int) -> tuple[bool, str]:
-        """Clear away a worker that is gone; returns whether it had left the run, and how it ended."""
+    def bury(self, number: int) -> Death:
+        """Clear away a worker that is gone; returns how it ended."""
         worker = self._workers.pop(number)
         worker.process.join(_EXIT_WITHIN_S)
         if worker.process.exitcode is None:
@@ -240,7 +248,7 @@ class Pool:
         worker.process.close()
         worker.pipe.close()
         how = f"killed by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
-        return worker.left == self._run, how
+        return Death(worker.left == self._run, how, code == UNGUARDED)
 
 
 def _signal_name(number: int) -> str:

@@ -19,6 +19,7 @@ from firstlight.client import Client
 from firstlight.errors import ConfigurationError, FirstlightError, PipelineError, WorkerError
 from firstlight.pipeline._align_values import index_of, number_of
 from firstlight.pipeline._assign import Assign, worker_tags
+from firstlight.pipeline._child import check_guarded, unguarded_text
 from firstlight.pipeline._crew import Crew, GroupCrew, ShareCrew
 from firstlight.pipeline._hanging import Overdue
 from firstlight.pipeline._history import ParameterHistory
@@ -94,6 +95,7 @@ class Processes:
 
     def start(self, pipeline: Pipeline, source: Source, *, on_view: OnView | None, view_every_s: float) -> Run:
         """Begin a run; it goes on in the background."""
+        check_guarded()
         run = ProcessesRun(pipeline, source, self, on_view=on_view, view_every_s=view_every_s)
         run.begin()
         return run
@@ -364,10 +366,12 @@ class ProcessesRun(Run):
     def _gone(self, number: int, pool: Pool, crew: Crew) -> None:
         call = pool.working_on(number)
         index = None if call is None else index_of(call, self._width)
-        has_left, how = pool.bury(number)
+        had_left, how, unguarded = pool.bury(number)
         hung, trace = self._hung_at(number, call)
-        if has_left:
+        if had_left:
             return
+        if unguarded:
+            raise ConfigurationError(unguarded_text())
         if hung:
             how = f"killed because it was longer than {self._on.hang_after_s:g} s at it"
         logger.warning("worker %d of pipeline %r was %s at event %s", number, self.pipeline.name, how, index)
