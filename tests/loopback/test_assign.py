@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import pickle
+import queue
 from collections import defaultdict
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from assigned_workers import Everything, Hangs, who
+from assigned_workers import Everything, Hangs, by_model, load_model, no_model, who
 from firstlight.client import Client
 from firstlight.errors import ConfigurationError, WorkerError
-from firstlight.pipeline import Assign, ByTriggerMap, Items, Live, Pipeline, Processes, Run, Source, from_message, run
+from firstlight.pipeline import (
+    Assign,
+    ByTriggerMap,
+    Inline,
+    Items,
+    Live,
+    Pipeline,
+    Processes,
+    Ready,
+    Run,
+    Source,
+    from_message,
+    run,
+)
+from firstlight.pipeline._pool import Pool
+from firstlight.pipeline._records import from_wire
+from firstlight.pipeline._talk import HandOut, Reported, ShareJob, Started
 
 _NAMES = (f"assign_{number:04d}" for number in itertools.count(1))
 _WITHIN_S = 60.0
@@ -156,3 +176,49 @@ def test_no_time_to_hang_is_refused() -> None:
     for wrong in (0, -1.0, float("nan")):
         with pytest.raises(ConfigurationError, match="hang_after_s of Processes is more than 0 s, or None"):
             Processes(1, hang_after_s=wrong)
+
+
+# -- worker_init ------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_is_loaded_once_in_each_process_and_given_to_every_call() -> None:
+    model = pipeline(by_model, worker_init=load_model)
+    found = finished(run(model, items(40), on=Processes(2, prefetch=1)))
+    assert [index for index, _ in found] == list(range(1, 41))
+    assert all(pid == loaded_in for _, (pid, loaded_in, _) in found)
+    assert len({(pid, loaded_ns) for _, (pid, _, loaded_ns) in found}) == len({pid for _, (pid, _, _) in found})
+
+
+def test_a_model_outlives_scans() -> None:
+    model = pipeline(by_model, worker_init=load_model)
+    inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    with closing(Pool(1)) as pool:
+        loaded = [_work_once(pool, model, inbox) for _ in range(2)]
+    assert loaded[0] == loaded[1]
+
+
+def _work_once(pool: Pool, model: Pipeline, inbox: queue.SimpleQueue[Any]) -> Any:
+    """What the worker of a pool of one says about event 1, in a run of its own."""
+    job = ShareJob(dataclasses.replace(model, reducer=Everything), model.parameter_set().stamp, items(1), None)
+    pool.begin(pickle.dumps(job), inbox)
+    while True:
+        what = inbox.get(timeout=_WITHIN_S).what
+        if isinstance(what, Started):
+            pool.say(0, HandOut([Ready(1, {"eiger": 1, "panda": 1})]))
+        elif isinstance(what, Reported):
+            assert pool.end_run(_WITHIN_S) == []
+            return from_wire(what.records[0], "msgpack").value
+
+
+@pytest.mark.parametrize("on", [Inline(), Processes(1)])
+def test_a_model_that_cannot_be_loaded_ends_the_run(on: Any) -> None:
+    running = run(pipeline(by_model, worker_init=no_model, on_error="skip"), items(3), on=on)
+    with pytest.raises(WorkerError, match="prepared by its worker_init: FileNotFoundError: no model"):
+        running.result(_WITHIN_S)
+
+
+def test_an_init_that_cannot_be_called_and_an_output_of_several_shares_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="worker_init of pipeline 'assigned' is a function"):
+        pipeline(by_model, worker_init="model.onnx")
+    with pytest.raises(ConfigurationError, match="cannot have an output: its events have 2 shares"):
+        pipeline(assign=[Assign(), Assign()], output="hits")

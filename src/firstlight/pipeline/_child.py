@@ -35,7 +35,7 @@ from firstlight.pipeline._live import Live
 from firstlight.pipeline._outlets import Outlet, PipeOutlet, StreamOutlet
 from firstlight.pipeline._records import Record, WireRecord, lost_record, to_wire
 from firstlight.pipeline._settling import Settler
-from firstlight.pipeline._step import Step, told
+from firstlight.pipeline._step import Preparation, Step, told
 from firstlight.pipeline._talk import (
     Answer,
     Asked,
@@ -155,6 +155,7 @@ class _Child:
         self._slot = _Slot(slots, number)
         self._orders: queue.SimpleQueue[_Orders | None] = queue.SimpleQueue()
         self._kept: Step[WireRecord] | None = None
+        self._preparation = Preparation()
 
     def serve(self) -> None:
         """Work until the pool needs this process no more."""
@@ -204,7 +205,12 @@ class _Child:
         if self._kept is not None:
             self._kept.reset(job.pipeline, job.stamp)
             return self._kept
-        step = Step(job.pipeline, lambda record: to_wire(record, job.pipeline.results), stamp=job.stamp)
+        step = Step(
+            job.pipeline,
+            lambda record: to_wire(record, job.pipeline.results),
+            stamp=job.stamp,
+            preparation=self._preparation,
+        )
         if step.can_be_reset:
             self._kept = step
         else:

@@ -71,6 +71,9 @@ class Pipeline:
         Called with each event. A class is made anew in each process and for each scan, anything else is copied there,
         and so must be defined in a module or a script; one with a ``reset()`` stays from scan to scan. Fields of a
         dataclass are the parameters, see `Parameter`.
+    worker_init
+        Called once in each process, whatever scans follow; what it returns is the second argument of every call of the
+        worker: ``def hit(event, model)``. For what takes long to load and no scan changes: models, masks.
     reducer
         Makes a new reducer: a class or a function. Or several of them by name: each gets every result.
     align
@@ -114,6 +117,7 @@ class Pipeline:
     name: str
     inputs: Sequence[str] = field(kw_only=True)
     worker: Callable[..., Any] = field(kw_only=True)
+    worker_init: Callable[[], Any] | None = field(default=None, kw_only=True)
     reducer: MakeReducer | Mapping[str, MakeReducer] = field(kw_only=True)
     align: Align = field(default=ByIndex(), kw_only=True)
     detectors: Mapping[str, Layout] = field(default_factory=dict, kw_only=True)
@@ -138,6 +142,11 @@ class Pipeline:
             )
         if not callable(self.worker):
             raise ConfigurationError(f"the worker of pipeline {self.name!r} cannot be called: {self.worker!r}")
+        if self.worker_init is not None and not callable(self.worker_init):
+            raise ConfigurationError(
+                f"worker_init of pipeline {self.name!r} is a function, which is called without arguments, not "
+                f"{self.worker_init!r}"
+            )
         self._check_reducer()
         check_detectors(self.name, self.detectors, self.inputs)
         self._check_align()
@@ -150,6 +159,11 @@ class Pipeline:
             raise ConfigurationError(f"assign of pipeline {self.name!r} is Assign(...) or a list, not {given!r}")
         for share in self.shares:
             check_inputs("Assign", share.inputs or (), self.inputs)
+        if self.output and self.width > 1:
+            raise ConfigurationError(
+                f"pipeline {self.name!r} cannot have an output: its events have {self.width} shares, and the next pipeline "
+                "wants one result per event; read its results stream instead"
+            )
         if self.shares and isinstance(self.align, Divides) and self.align.width:
             raise ConfigurationError(
                 f"pipeline {self.name!r} has workers assigned twice: its trigger map names them already, leave assign out"
@@ -222,8 +236,7 @@ class Pipeline:
     @property
     def worker_name(self) -> str:
         """How messages to people call the worker."""
-        kind = self.worker if hasattr(self.worker, "__qualname__") else type(self.worker)
-        return str(getattr(kind, "__qualname__", kind))
+        return _name_of(self.worker)
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -243,6 +256,8 @@ class Pipeline:
         digest = blake2b(f"{kind.__module__}:{self.worker_name}".encode(), digest_size=8)
         for name, value in self.parameters.items():
             digest.update(name.encode() + b"\0" + fingerprint(value) + b"\0")
+        if self.worker_init is not None:
+            digest.update(f"{_name_of(self.worker_init)}\0".encode())
         for name, layout in self.detectors.items():
             digest.update(f"{name}: {layout}".encode())
         return digest.hexdigest()
@@ -277,3 +292,9 @@ class Pipeline:
         except Exception as error:  # user code: it may check its fields itself
             raise ConfigurationError(f"worker {self.worker_name} cannot be made: {error}") from error
         return dataclasses.replace(self, worker=changed)
+
+
+def _name_of(code: Any) -> str:
+    """How messages to people call a function, a class or an object that can be called."""
+    kind = code if hasattr(code, "__qualname__") else type(code)
+    return str(getattr(kind, "__qualname__", kind))

@@ -17,9 +17,35 @@ from firstlight.pipeline._pipeline import Closes, Pipeline, Resets, SetsUp, Work
 from firstlight.pipeline._records import Kind, Record, UserError, lost_record
 from firstlight.pipeline._reducers import PartError
 
-__all__ = ["Step", "divided", "reducer_error", "told", "worker_error"]
+__all__ = ["Preparation", "Step", "divided", "reducer_error", "told", "worker_error"]
 
 _Made = TypeVar("_Made")
+
+
+class Preparation:
+    """What a pipeline's ``worker_init`` returned in this process, which it is called in only once."""
+
+    def __init__(self) -> None:
+        self._init: Callable[[], Any] | None = None
+        self._arguments: tuple[Any, ...] = ()
+
+    def arguments(self, pipeline: Pipeline) -> tuple[Any, ...]:
+        """What the worker is called with behind the event.
+
+        Raises
+        ------
+        WorkerError
+            If ``worker_init`` raises.
+        """
+        if pipeline.worker_init is None:
+            return ()
+        if self._init != pipeline.worker_init:
+            try:
+                self._arguments = (pipeline.worker_init(),)
+            except Exception as error:  # user code
+                raise _wrapped(pipeline, error, "could not be prepared by its worker_init", None) from error
+            self._init = pipeline.worker_init
+        return self._arguments
 
 
 class Step(Generic[_Made]):
@@ -29,19 +55,29 @@ class Step(Generic[_Made]):
     ----------
     finish
         Brings a record into the form in which it leaves; what that raises is the worker's failure, too.
+    preparation
+        Of this process.
 
     Raises
     ------
     WorkerError
-        If the worker cannot be made, or its ``setup()`` raises.
+        If the worker cannot be prepared or made, or its ``setup()`` raises.
     """
 
-    def __init__(self, pipeline: Pipeline, finish: Callable[[Record], _Made], *, stamp: Stamp | None = None) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        finish: Callable[[Record], _Made],
+        *,
+        stamp: Stamp | None = None,
+        preparation: Preparation | None = None,
+    ) -> None:
         self._pipeline = pipeline
         self._finish = finish
         # A script's classes have another module name in a worker process, so that one is told the hash.
         self._stamp = stamp or pipeline.parameter_set().stamp
         self._width = pipeline.width
+        self._more = (preparation or Preparation()).arguments(pipeline)
         try:
             self._worker: Worker = pipeline.make_worker()
             if isinstance(self._worker, SetsUp):
@@ -90,7 +126,7 @@ class Step(Generic[_Made]):
         while True:
             attempts += 1
             try:
-                value = with_references(self._worker(event), event)
+                value = with_references(self._worker(event, *self._more), event)
                 kind: Kind = "none" if value is None else "result"
                 record = self._record(event, kind, value, attempts, event_ns, None)
                 return record, self._finish(record)
