@@ -21,6 +21,8 @@ _KEEP_ALIVE_S = 60
 #: A request's first line and headers must be here within this, and not be longer.
 _HEAD_WITHIN_S = 20.0
 _MAX_HEAD_BYTES = 64 << 10
+#: What a client may say at once through a websocket.
+_MAX_WORD_BYTES = 64 << 10
 _MAX_CONNECTIONS = 2000
 #: Requests that a client may send before it reads the answers.
 _MAX_AHEAD = 32
@@ -35,6 +37,8 @@ class HttpListener:
         0 takes a free one.
     option, what
         How another port is chosen on the command line, and what is served; for errors.
+    websockets
+        Connections may become websockets, for an application that knows what to do with them.
 
     Raises
     ------
@@ -44,8 +48,9 @@ class HttpListener:
         If the port is taken.
     """
 
-    def __init__(self, host: str, port: int, *, option: str, what: str = "HTTP") -> None:
+    def __init__(self, host: str, port: int, *, option: str, what: str = "HTTP", websockets: bool = False) -> None:
         self.host = host
+        self._websockets = websockets
         self.sock = listening_socket(host, port, option=option, what=what)
         self._server: _Uvicorn | None = None
 
@@ -65,6 +70,9 @@ class HttpListener:
             app,  # type: ignore[arg-type]  # Starlette is an ASGI application; its annotation and uvicorn's differ
             lifespan="off", access_log=False, log_config=None, server_header=False,
             timeout_graceful_shutdown=_GRACE_S, timeout_keep_alive=_KEEP_ALIVE_S, http=_Guarded,
+            ws="websockets-sansio" if self._websockets else "none", ws_max_size=_MAX_WORD_BYTES,
+            # What is sent is measured data, which hardly shrinks, and from this machine or the next.
+            ws_per_message_deflate=False,
         )  # fmt: skip
         server = self._server = _Uvicorn(config)
         self._task = asyncio.create_task(server.serve(sockets=[self.sock]), name="http")

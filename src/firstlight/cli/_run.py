@@ -196,7 +196,7 @@ def follow(pipeline: Pipeline, source: Source, executor: Executor, as_json: bool
             if stop.is_set():
                 running.stop()
             if as_json and running.state == "running":
-                print_json(_facts(running, stats))
+                print_json({"state": running.state} | stats.facts())
             elif live:
                 sys.stderr.write(f"\r\x1b[K{_line(pipeline.name, stats)}")
                 sys.stderr.flush()
@@ -231,45 +231,16 @@ def _total(by_input: Mapping[str, Ranges]) -> int:
     return sum(len(ids) for ids in by_input.values())
 
 
-def _facts(running: Run, stats: Stats) -> dict[str, Any]:
-    latency = stats.latency_s
-    return {
-        "state": running.state,
-        "events": stats.events,
-        "results": stats.results,
-        "empty": stats.empty,
-        "errors": stats.errors,
-        "retried": stats.retried,
-        "duplicates": stats.duplicates,
-        "workers_died": stats.workers_died,
-        "parked": list(stats.parked),
-        "lost": list(stats.lost),
-        "complete": list(stats.complete),
-        "partial": list(stats.partial),
-        "dropped": list(stats.dropped),
-        "incomplete": list(stats.incomplete),
-        "late": _lists(stats.late),
-        "again": _lists(stats.again),
-        "unmatched": _lists(stats.unmatched),
-        "missing": _lists(stats.missing),
-        "lag": stats.lag,
-        "events_per_second": round(stats.rate_hz, 3),
-        "latency_p50_s": latency.quantile(0.5) if latency.count else None,
-        "latency_p99_s": latency.quantile(0.99) if latency.count else None,
-        "elapsed_s": round(stats.elapsed_s, 3),
-    }
-
-
-def _lists(by_input: Mapping[str, Ranges]) -> dict[str, list[tuple[int, int]]]:
-    return {name: list(ids) for name, ids in by_input.items()}
-
-
 def tell(running: Run, as_json: bool) -> None:
     """What came out, on stdout; what went wrong on the way, on stderr."""
     stats = running.stats
     views = running.views() if running.state != "failed" else {}
     if as_json:
-        print_json(_facts(running, stats) | {"views": {name: view_facts(view) for name, view in views.items()}})
+        print_json(
+            {"state": running.state}
+            | stats.facts()
+            | {"views": {name: view_facts(view) for name, view in views.items()}}
+        )
     else:
         print(f"{_line(running.pipeline.name, stats)}  ({running.state} after {duration(stats.elapsed_s)})")
         if views:

@@ -15,7 +15,7 @@ The tree does not care where it comes from::
 
 from __future__ import annotations
 
-from firstlight.hdf5tree._answers import ArrayResponse, OpenTree, array_response, json_response
+from firstlight.hdf5tree._answers import ArrayResponse, OpenTree, Room, array_response, json_response, plain, room
 from firstlight.hdf5tree._grove import grove_routes
 from firstlight.hdf5tree._hsds import hsds_routes
 from firstlight.hdf5tree._tree import Dataset, Group, Node, find
@@ -26,9 +26,12 @@ __all__ = [
     "Group",
     "Node",
     "OpenTree",
+    "Room",
     "array_response",
     "find",
     "grove_routes",
     "hsds_routes",
     "json_response",
+    "plain",
+    "room",
 ]

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from firstlight.errors import DataError
 from firstlight.hdf5tree._tree import Group
 
-__all__ = ["ArrayResponse", "OpenTree", "array_response", "json_response", "plain"]
+__all__ = ["ArrayResponse", "OpenTree", "Room", "array_response", "json_response", "plain", "room"]
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ def _npy_head(array: NDArray[Any]) -> bytes:
     return head.getvalue()
 
 
-class _Room:
+class Room:
     """What lies in memory for readers, of all servers in this process."""
 
     def __init__(self) -> None:
@@ -112,6 +112,7 @@ class _Room:
         self._n_bytes = 0
 
     def take(self, n_bytes: int) -> bool:
+        """Whether there is room for so much; it is taken then."""
         with self._lock:
             if self._n_bytes and self._n_bytes + n_bytes > _MAX_UNDER_WAY:
                 return False
@@ -119,11 +120,13 @@ class _Room:
             return True
 
     def give_back(self, n_bytes: int) -> None:
+        """So much was read, or given up."""
         with self._lock:
             self._n_bytes -= n_bytes
 
 
-_room = _Room()
+#: The one of this process.
+room = Room()
 
 
 class ArrayResponse(Response):
@@ -146,7 +149,7 @@ class ArrayResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         size = len(self._pieces)
-        if not _room.take(size):
+        if not room.take(size):
             busy = json_response({"message": "too many large answers are under way; ask again"}, 503)
             await busy(scope, receive, send)
             return
@@ -155,7 +158,7 @@ class ArrayResponse(Response):
         except TimeoutError:
             logger.info("%s was given up: nobody took it for %.0f s", scope["path"], _TAKEN_WITHIN_S)
         finally:
-            _room.give_back(size)
+            room.give_back(size)
 
     async def _send(self, scope: Scope, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})

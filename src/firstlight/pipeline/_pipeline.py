@@ -266,7 +266,7 @@ class Pipeline:
         """Its parameters, as set now."""
         return ParameterSet(self.parameters, self.parameters_hash, time.time_ns(), number)
 
-    def with_parameters(self, **values: Any) -> Pipeline:
+    def with_parameters(self, /, **values: Any) -> Pipeline:
         """The same pipeline with other parameters of its worker.
 
         Text is read as the type that the field declares, so that a command line can set it: ``n_bins="500"``. See

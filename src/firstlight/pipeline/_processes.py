@@ -174,7 +174,7 @@ class ProcessesRun(Run):
             self._thread.join()
         return over
 
-    def set_parameters(self, **values: Any) -> ParameterSet:
+    def set_parameters(self, /, **values: Any) -> ParameterSet:
         """Change parameters; waits until it is known what they are, where the run continues another one."""
         self._known.wait()
         return super().set_parameters(**values)

@@ -98,7 +98,7 @@ class Run(abc.ABC):
         """What they were and are, the oldest first."""
         return tuple(self._history)
 
-    def set_parameters(self, **values: Any) -> ParameterSet:
+    def set_parameters(self, /, **values: Any) -> ParameterSet:
         """Change parameters of the worker while it works.
 
         They count from the next event that a worker begins, and each result tells by which it was made. The worker is made

@@ -118,6 +118,25 @@ class Stats:
         """Events that wait to be worked on."""
         return max(self.available - self.events - len(self.incomplete) - len(self.dropped), 0)
 
+    def facts(self) -> dict[str, Any]:
+        """The same as JSON; of the errors only how many there are."""
+        latency = self.latency_s
+        facts: dict[str, Any] = {
+            "events_per_second": round(self.rate_hz, 3),
+            "lag": self.lag,
+            "latency_p50_s": latency.quantile(0.5) if latency.count else None,
+            "latency_p99_s": latency.quantile(0.99) if latency.count else None,
+            "elapsed_s": round(self.elapsed_s, 3),
+        }
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("latency_s", "last_errors")}
+        return {name: _listed(value) for name, value in own.items()} | facts
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _listed(part) for name, part in value.items()}
+    return list(value) if isinstance(value, Ranges) else value
+
 
 def _errors() -> deque[EventError]:
     return deque(maxlen=_KEPT_ERRORS)

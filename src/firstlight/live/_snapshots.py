@@ -1,0 +1,160 @@
+"""What is shown now, looked at in one place for everybody: however many clients there are, and however often they ask,
+the run is asked at most a few times a second."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+from firstlight.errors import FirstlightError
+from firstlight.live._frames import facts_of, pack_view
+from firstlight.model import View
+from firstlight.pipeline import ParameterSet, Run
+
+__all__ = ["Follows", "Shown", "Snapshot", "Snapshots", "ViewNow"]
+
+logger = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Follows(Protocol):
+    """Runs one after another, such as `firstlight.pipeline.follow` makes."""
+
+    @property
+    def current(self) -> Run | None:
+        """The run of now; None before the first."""
+
+    def stop(self) -> None:
+        """Ask for the end of it all."""
+
+    def set_parameters(self, /, **values: Any) -> ParameterSet:
+        """Change parameters of the current run and of those to come."""
+
+
+Shown: TypeAlias = Run | Follows
+
+
+@dataclass(frozen=True)
+class ViewNow:
+    """A view as it was found.
+
+    Attributes
+    ----------
+    version
+        One more than any other view had before, when it was first found to be like this.
+    run
+        Which run showed it, counted from 1.
+    """
+
+    name: str
+    view: View
+    version: int
+    run: int
+
+    @property
+    def about(self) -> dict[str, str | int]:
+        """What distinguishes it from others."""
+        return {"name": self.name, "version": self.version, "run": self.run}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All but its numbers, as JSON."""
+        return facts_of(self.view) | self.about
+
+    @cached_property
+    def frame(self) -> bytes:
+        """Its bytes, made once for all who want them."""
+        return pack_view(self.view, self.about)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All views at one moment.
+
+    Attributes
+    ----------
+    version
+        That of the newest view, or of the last change of which views there are.
+    run
+        Which run is current, counted from 1; 0 before the first.
+    error
+        Why there was nothing newer to be had from the run; empty if there was no trouble.
+    """
+
+    version: int = 0
+    run: int = 0
+    views: Mapping[str, ViewNow] = field(default_factory=dict)
+    error: str = ""
+
+
+class Snapshots:
+    """Looks at a run, or at whichever run is current. Thread safe.
+
+    Parameters
+    ----------
+    every_s
+        Who asks again within this gets the same snapshot.
+    """
+
+    def __init__(self, shown: Shown, *, every_s: float = 0.2) -> None:
+        self._shown = shown
+        self._every_s = every_s
+        self._lock = threading.Lock()
+        self._latest = Snapshot()
+        self._looked_s = -every_s
+        self._run: Run | None = None
+        self._seen_version = 0
+
+    @property
+    def run(self) -> Run | None:
+        """The run of now."""
+        return self._shown if isinstance(self._shown, Run) else self._shown.current
+
+    @property
+    def n_runs(self) -> int:
+        """How many runs there were."""
+        return self._latest.run
+
+    def latest(self) -> Snapshot:
+        """What is shown now; waits while somebody else is looking, and takes what he found."""
+        with self._lock:
+            if time.monotonic() - self._looked_s >= self._every_s:
+                self._look()
+                self._looked_s = time.monotonic()
+            return self._latest
+
+    def _look(self) -> None:
+        run, before = self.run, self._latest
+        number = before.run
+        if run is not self._run:
+            self._run, self._seen_version, number = run, 0, number + 1
+        if run is None or run.view_version == self._seen_version:
+            self._latest = Snapshot(before.version, number, before.views, before.error if number == before.run else "")
+            return
+        # Read before the views: what changes in between is found the next time.
+        self._seen_version = run.view_version
+        try:
+            views = run.views()
+        except FirstlightError as error:
+            self._latest = Snapshot(before.version, number, before.views, error.text)
+            return
+        self._latest = _changed(before, views, number)
+
+
+def _changed(before: Snapshot, views: Mapping[str, View], run: int) -> Snapshot:
+    version = before.version
+    found: dict[str, ViewNow] = {}
+    for name, view in views.items():
+        known = before.views.get(name)
+        if known is None or known.run != run or known.view != view:
+            version += 1
+            known = ViewNow(name, view, version, run)
+        found[name] = known
+    if list(found) != list(before.views) and version == before.version:
+        version += 1  # one is gone
+    return Snapshot(version, run, found)
