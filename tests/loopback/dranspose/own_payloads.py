@@ -12,7 +12,7 @@ import numpy as np
 from dranspose.middlewares import stream1
 from dranspose.parameters import FloatParameter, IntParameter
 
-__all__ = ["Closing", "Dying", "Failing", "FrameNumbers", "Lists", "Shown", "Ticking", "Timed"]
+__all__ = ["Closing", "Dying", "Failing", "FrameNumbers", "Lists", "Names", "Several", "Shown", "Ticking", "Timed"]
 
 
 class FrameNumbers:
@@ -29,6 +29,16 @@ class FrameNumbers:
         time.sleep(parameters["sleep_s"].value)
         found = {name: stream1.parse(stream) for name, stream in event.streams.items()}
         return {name: getattr(packet, "frame", packet.htype) for name, packet in found.items()}
+
+
+class Names:
+    """Which streams an event has."""
+
+    def __init__(self, state: Any, **kwargs: Any) -> None:
+        pass
+
+    def process_event(self, event: Any, parameters: Any, tick: bool) -> Any:
+        return sorted(event.streams)
 
 
 class Failing(FrameNumbers):
@@ -104,6 +114,16 @@ class Lists:
 
     def finish(self, parameters: Any) -> None:
         self.publish["finished"] = 1
+
+
+class Several:
+    """All results of each event, and who made them."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.several: dict[int, list[Any]] = {}
+
+    def process_result(self, result: Any, parameters: Any) -> None:
+        self.several.setdefault(result.event_number, []).append((result.worker, result.payload))
 
 
 class Timed(Lists):

@@ -47,14 +47,23 @@ def until(what: Callable[[], Any]) -> Any:
 class Beamline:
     """Detectors that send STINS frames, a controller with a payload, and its HTTP."""
 
-    def __init__(self, stack: ExitStack, service: ThreadService, worker: str, reducer: str, *, n: int = 2) -> None:
+    def __init__(
+        self,
+        stack: ExitStack,
+        service: ThreadService,
+        worker: str,
+        reducer: str,
+        *,
+        n: int = 2,
+        tags: dict[str, list[int]] | None = None,
+    ) -> None:
         self.detectors = {name: Pusher("tcp://127.0.0.1:0", waiting=1000) for name in ("camera", "panda")}
         for detector in self.detectors.values():
             stack.callback(detector.close)
         ingests = {name: Ingest(STINS, {"upstream_url": d.endpoint}) for name, d in self.detectors.items()}
         self.payload = stack.enter_context(Payload(worker, reducer))
         feed = Ingesting(ingests, url=service.url)
-        self.scans = Scans(self.payload, feed, Processes(n), tags={"gpu": [0]} if n > 1 else None)
+        self.scans = Scans(self.payload, feed, Processes(n, tags=tags or {}))
         stack.callback(self.scans.close)
         web = WebServer(
             [
@@ -277,6 +286,19 @@ def test_events_that_nobody_gets_are_done(beamline: Beamline) -> None:
     # The second frame of the camera was thrown away.
     assert beamline.results[4] == {"camera": 2, "panda": 1}
     assert set(beamline.results) == {0, 1, 4, 5}
+
+
+def test_streams_of_one_event_may_go_to_different_workers(build: Callable[..., Beamline]) -> None:
+    beamline = build("own_payloads:Names", "own_payloads:Several", tags={"gpu": [0]})
+    gpu, generic = [{"tags": ["gpu"], "constraint": 0}], [{"constraint": 1}]
+    beamline.post("/sequence", json=_map([gpu] * 3, panda=[generic, gpu, gpu + generic]))
+    beamline.send("camera", 3)
+    beamline.send("panda", 3)
+    assert beamline.finished()["completed_events"] == 5
+    found = beamline.payload.current.user.several  # type: ignore[union-attr]
+    assert sorted(found[1]) == [("worker-0", ["camera"]), ("worker-1", ["panda"])]
+    assert found[2] == [("worker-0", ["camera", "panda"])]
+    assert sorted(found[3]) == [("worker-0", ["camera", "panda"]), ("worker-1", ["panda"])]
 
 
 def test_parameters_are_described_set_and_checked(beamline: Beamline) -> None:

@@ -167,12 +167,4 @@ def _n_events(part: Mapping[str, Sequence[Any]]) -> int:
 
 
 def _takes(entries: Sequence[list[VirtualWorker] | None]) -> list[Any]:
-    return [_take(entry) for entry in entries]
-
-
-def _take(entry: list[VirtualWorker] | None) -> Any:
-    if entry is None:
-        return None
-    if not entry:
-        return "discard"
-    return "broadcast" if any(worker.constraint is None for worker in entry) else True
+    return [None if entry is None else [msgspec.to_builtins(worker) for worker in entry] for entry in entries]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 from firstlight.errors import ConfigurationError, FirstlightError
@@ -119,20 +119,15 @@ class Scans:
     Parameters
     ----------
     on
-        Where workers run.
-    tags
-        Tag -> numbers of the workers that have it; whoever has none is called generic.
+        Where workers run, and the tags that they have; whoever has none is called generic.
     """
 
-    def __init__(
-        self, payload: Payload, feed: Feed, on: Processes, *, tags: Mapping[str, Sequence[int]] | None = None
-    ) -> None:
+    def __init__(self, payload: Payload, feed: Feed, on: Processes) -> None:
         self.payload = payload
         self.feed = feed
         self.on = on
         self.worker_tags = [
-            sorted(tag for tag, numbers in (tags or {}).items() if worker in numbers) or [GENERIC]
-            for worker in range(on.n)
+            sorted(tag for tag, numbers in on.tags.items() if worker in numbers) or [GENERIC] for worker in range(on.n)
         ]
         self._changing = threading.Lock()
         self._current: Scan | None = None

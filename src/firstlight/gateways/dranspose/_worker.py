@@ -98,7 +98,7 @@ class PayloadWorker:
         self._parameters: dict[str, Any] = {}
         self._hash = hash_of({})
         self._tick_at = 0.0
-        self._failed: tuple[int, Exception] | None = None
+        self._failed: tuple[tuple[int, int], Exception] | None = None
         self._refresh()
         kept = _KEPT.get(self._target)
         if kept is None:
@@ -117,13 +117,14 @@ class PayloadWorker:
 
     def __call__(self, event: Event) -> bytes | None:
         """The sealed result of an event, or None."""
-        if self._failed is not None and self._failed[0] == event.index:
+        which = event.index, event.share
+        if self._failed is not None and self._failed[0] == which:
             raise self._failed[1]
         self._refresh()
         try:
             payload = self._user.process_event(event_data(event), self._parameters, self._ticks())
         except Exception as error:
-            self._failed = event.index, error
+            self._failed = which, error
             raise
         if payload is None:
             return None
