@@ -29,7 +29,7 @@ from firstlight.cli import (
     _token,
 )
 
-__all__ = ["app"]
+__all__ = ["RUN_DRANSPOSE", "app"]
 
 _EXIT_CODES = (
     "Exit codes: 0 done, 1 failed, 2 usage or settings, 3 cannot connect, 4 no such stream or message, 5 timeout, "
@@ -38,6 +38,9 @@ _EXIT_CODES = (
 
 #: Verbs that come with other parts of firstlight: module, and the function in it.
 _OTHERS = (("_run", "run"), ("_demo", "demo"), ("_bench", "bench"))
+
+#: A verb with options of its own, although it looks like an option of ``run``: under dranspose, -w names the worker.
+RUN_DRANSPOSE = "run --dranspose"
 
 app = typer.Typer(
     name="firstlight",
@@ -83,7 +86,7 @@ def _register() -> None:
         name = f"firstlight.cli.{module}"
         if importlib.util.find_spec(name) is not None:
             app.command(function)(getattr(importlib.import_module(name), function))
-    app.command("run-dranspose", hidden=True)(_run_dranspose.run_dranspose)
+    app.command(RUN_DRANSPOSE, hidden=True)(_run_dranspose.run_dranspose)
     app.add_typer(_config.app, name="config")
     app.add_typer(_token.app, name="token")
 

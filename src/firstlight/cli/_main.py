@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from firstlight.cli._app import app
+from firstlight.cli._app import RUN_DRANSPOSE, app
 from firstlight.errors import (
     ConfigurationError,
     ConnectionLostError,
@@ -59,8 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in own or bool(os.environ.get("FIRSTLIGHT_DEBUG"))
     given = [word for word in own if word != "--debug"] + given[len(own) :]
     if given[:1] == ["run"] and "--dranspose" in own:
-        # Its options are those of dranspose, where -w names the worker: a verb of its own behind the same word.
-        given = ["run-dranspose", *(word for word in given[1:] if word != "--dranspose")]
+        given = [RUN_DRANSPOSE, *(word for word in given[1:] if word != "--dranspose")]
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="firstlight: %(message)s")
     if not debug:
         sys.excepthook = _say_bug

@@ -1,78 +1,242 @@
-"""``firstlight run --dranspose``: worker and reducer classes written for dranspose, with the options of its ``replay``."""
+"""``firstlight run --dranspose``: worker and reducer classes written for dranspose, on its recordings or live."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from firstlight.cli._options import Json, check_extra
+from firstlight.cli._connect import stop_on_signals
+from firstlight.cli._options import Beamtime, Json, Url, check_extra
+from firstlight.cli._output import note
 from firstlight.cli._run import fail, follow, tell
 from firstlight.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from firstlight.gateways.dranspose import Payload
-    from firstlight.pipeline import Executor, Source
+    from firstlight.gateways.dranspose import Ingesting, NextStreams, Payload
+    from firstlight.pipeline import Executor, Pipeline, Source
 
 __all__ = ["MODULES", "run_dranspose"]
 
 MODULES = ("cbor2", "dranspose")
 
-_Class = "MODULE:CLASS"
+_CLASS = "MODULE:CLASS"
+_HTTP = "Serving"
+_LIVE = "From the service"
+_FILES = "From files"
 
 
 def run_dranspose(
-    worker: Annotated[str, typer.Option("--workerclass", "-w", metavar=_Class, help="The worker class.")],
-    reducer: Annotated[str, typer.Option("--reducerclass", "-r", metavar=_Class, help="The reducer class.")],
-    files: Annotated[
-        list[Path] | None, typer.Option("--from", "--files", "-f", metavar="FILE", help="A recording; repeatable.")
-    ] = None,
-    more_files: Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="More recordings.")] = None,
-    source: Annotated[
-        str | None, typer.Option("--source", "-s", metavar=_Class, help="A class that yields events.")
-    ] = None,
+    worker: Annotated[str, typer.Option("--workerclass", "-w", metavar=_CLASS, help="The worker class.")],
+    reducer: Annotated[str, typer.Option("--reducerclass", "-r", metavar=_CLASS, help="The reducer class.")],
     parameters: Annotated[
         Path | None, typer.Option("--parameters", "-p", metavar="FILE", help="Values of parameters: JSON or CBOR.")
     ] = None,
     workers: Annotated[
         int, typer.Option("--workers", "--nworkers", min=0, help="Processes; 0 runs in this one, for the debugger.")
     ] = 2,
+    tags: Annotated[
+        list[str] | None, typer.Option("--tag", metavar="TAG=0,1", help="Workers that have a tag; repeatable.")
+    ] = None,
+    files: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--from", "--files", "-f", metavar="FILE", help="A recording; repeatable.", rich_help_panel=_FILES
+        ),
+    ] = None,
+    more_files: Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="More recordings.")] = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--source", "-s", metavar=_CLASS, help="A class that yields events.", rich_help_panel=_FILES),
+    ] = None,
+    stream: Annotated[
+        str | None,
+        typer.Option("--stream", metavar="NAME", help="Run on the streams of this name.", rich_help_panel=_LIVE),
+    ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", metavar="SOURCE", help="A source of the service; repeatable.", rich_help_panel=_LIVE),
+    ] = None,
+    ingesters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--ingester",
+            metavar=f"STREAM={_CLASS}",
+            help="An ingester class of dranspose that receives a stream; repeatable.",
+            rich_help_panel=_LIVE,
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="STREAM.NAME=VALUE", help="A setting of an ingester; repeatable.", rich_help_panel=_LIVE
+        ),
+    ] = None,
+    beamtime: Beamtime = None,
+    url: Url = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Serve what the reducer publishes; 0: any.", rich_help_panel=_HTTP),
+    ] = None,
+    controller_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            help="Serve the controller, and run a scan for each trigger map that is posted there; 0: any.",
+            rich_help_panel=_HTTP,
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to serve on.", rich_help_panel=_HTTP)] = "localhost",
+    keep_alive: Annotated[
+        bool, typer.Option("--keep-alive", help="Go on serving after the end, until Ctrl-C.", rich_help_panel=_HTTP)
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Run a worker and a reducer class of dranspose, unmodified, on its recordings.
+    """Run a worker and a reducer class of dranspose, unmodified.
 
-    Classes are looked for in the working directory, too. Ctrl-C lets the events under way finish; a second one interrupts.
+    On recordings or a source class it runs to the end. With --stream it runs on the streams of that name in the service, and
+    with --controller-port it waits for trigger maps, and runs scan after scan. Classes are looked for in the working
+    directory, too. Ctrl-C lets the events under way finish.
     """
     check_extra("running payloads of dranspose", "dranspose", MODULES)
     from firstlight.gateways.dranspose import Payload, read_parameters
 
     values = read_parameters(parameters) if parameters is not None else {}
+    executor = _executor(workers, tags or [])
     with Payload(worker, reducer, parameters=values) as payload:
-        _run(payload, _source([*(files or []), *(more_files or [])], source), _executor(workers), as_json)
-
-
-def _source(files: list[Path], target: str | None) -> Source:
-    from firstlight.gateways.dranspose import Cbors, Generators
-
-    if files and target is not None:
-        raise ConfigurationError(
-            "events come from recordings (--from) or from a source class (--source), not from both"
+        if controller_port is not None:
+            _refuse("--controller-port", {"--from": files or more_files, "--source": source, "--stream": stream})
+            feed = _feed(inputs or [], ingesters or [], settings or [], beamtime, url)
+            _serve_scans(payload, feed, executor, host, controller_port, port)
+            return
+        _refuse("without --controller-port", {"--ingester": ingesters, "--set": settings})
+        pipeline, events = _one_scan(
+            payload, [*(files or []), *(more_files or [])], source, stream, inputs or [], beamtime, url
         )
-    if target is not None:
-        return Generators(target)
-    if not files:
-        raise ConfigurationError("say where events come from: --from FILE.cbors, or --source MODULE:CLASS")
-    return Cbors(files)
+        with _served(payload, host, port, keep_alive):
+            running = follow(pipeline, events, executor, as_json)
+            tell(running, as_json)
+    fail(running)
 
 
-def _executor(workers: int) -> Executor:
+def _refuse(what: str, given: dict[str, object]) -> None:
+    if unfit := [option for option, value in given.items() if value]:
+        raise ConfigurationError(f"{what} does not go with {', '.join(unfit)}")
+
+
+def _one_scan(
+    payload: Payload, files: list[Path], target: str | None, stream: str | None, inputs: list[str],
+    beamtime: str | None, url: str | None,
+) -> tuple[Pipeline, Source]:  # fmt: skip
+    from firstlight.client import DEFAULT_URL
+    from firstlight.gateways.dranspose import Cbors, Generators
+    from firstlight.model import DEFAULT_BEAMTIME
+    from firstlight.pipeline import Live
+
+    chosen = [option for option, given in (("--from", files), ("--source", target), ("--stream", stream)) if given]
+    if len(chosen) != 1:
+        wanted = "--from FILE.cbors, --source MODULE:CLASS, --stream NAME or --controller-port"
+        raise ConfigurationError(f"say where events come from: one of {wanted}, not {' and '.join(chosen) or 'none'}")
+    if stream is None:
+        return payload.pipeline(), Cbors(files) if target is None else Generators(target)
+    if not inputs:
+        raise ConfigurationError("say which sources belong to an event: --input SOURCE, once for each")
+    return payload.pipeline(inputs), Live(url or DEFAULT_URL, beamtime=beamtime or DEFAULT_BEAMTIME, stream=stream)
+
+
+def _executor(workers: int, tags: list[str]) -> Executor:
     from firstlight.pipeline import Inline, Processes
 
-    return Processes(workers) if workers else Inline()
+    named = {}
+    for given in tags:
+        tag, _, numbers = given.partition("=")
+        if not tag or not all(number.isdecimal() for number in numbers.split(",")):
+            raise ConfigurationError(f"--tag takes TAG=NUMBER,NUMBER, not {given!r}")
+        named[tag] = [int(number) for number in numbers.split(",")]
+    if workers:
+        return Processes(workers, tags=named)
+    _refuse("--workers 0", {"--tag": named})
+    return Inline()
 
 
-def _run(payload: Payload, source: Source, executor: Executor, as_json: bool) -> None:
-    running = follow(payload.pipeline(), source, executor, as_json)
-    tell(running, as_json)
-    fail(running)
+def _feed(
+    inputs: list[str], ingesters: list[str], settings: list[str], beamtime: str | None, url: str | None
+) -> Ingesting | NextStreams:
+    from firstlight.client import DEFAULT_URL
+    from firstlight.gateways.dranspose import Ingest, Ingesting, NextStreams
+    from firstlight.model import DEFAULT_BEAMTIME
+
+    where = {"url": url or DEFAULT_URL, "beamtime": beamtime or DEFAULT_BEAMTIME}
+    if bool(inputs) == bool(ingesters):
+        raise ConfigurationError("scans have streams of the service (--input), or of ingester classes (--ingester)")
+    if inputs:
+        _refuse("--input", {"--set": settings})
+        return NextStreams(inputs, **where)
+    classes = dict(_split("--ingester", "STREAM=MODULE:CLASS", given) for given in ingesters)
+    own: dict[str, dict[str, str]] = {stream: {} for stream in classes}
+    for given in settings:
+        place, value = _split("--set", "STREAM.NAME=VALUE", given)
+        stream, _, name = place.rpartition(".")
+        if stream not in own:
+            raise ConfigurationError(f"--set {given!r} names no stream of an --ingester; there are {', '.join(own)}")
+        own[stream][name] = value
+    return Ingesting({stream: Ingest(target, own[stream]) for stream, target in classes.items()}, **where)
+
+
+def _split(option: str, form: str, given: str) -> tuple[str, str]:
+    name, equals, value = given.partition("=")
+    if not name or not equals or not value:
+        raise ConfigurationError(f"{option} takes {form}, not {given!r}")
+    return name, value
+
+
+@contextmanager
+def _served(payload: Payload, host: str, port: int | None, keep_alive: bool) -> Iterator[None]:
+    """Serve the reducer during a run, and after it as long as is wanted."""
+    from firstlight.gateways.dranspose import WebServer, reducer_app
+
+    if port is None:
+        _refuse("without --port", {"--keep-alive": keep_alive})
+        yield
+        return
+    with WebServer([(reducer_app(payload), port, "--port")], host=host) as web:
+        note(f"what the reducer publishes: {web.urls[0]}")
+        yield
+        if keep_alive:
+            note("all events are done; Ctrl-C ends")
+            _wait_for_signal()
+
+
+def _wait_for_signal() -> None:
+    with stop_on_signals() as stop:
+        # In slices: a handler of Python runs only between two steps of this thread.
+        while not stop.wait(0.5):
+            pass
+
+
+def _serve_scans(
+    payload: Payload, feed: Ingesting | NextStreams, executor: Executor, host: str, port: int, reducer_port: int | None
+) -> None:
+    from firstlight.gateways.dranspose import LogKeeper, Scans, WebServer, controller_app, reducer_app
+    from firstlight.pipeline import Processes
+
+    if not isinstance(executor, Processes):
+        raise ConfigurationError("scans run in processes: --workers 1 or more")
+    logs = LogKeeper()
+    logging.getLogger().addHandler(logs)
+    with ExitStack() as stack:
+        stack.callback(logging.getLogger().removeHandler, logs)
+        scans = Scans(payload, feed, executor)
+        stack.callback(scans.close)
+        apps = [(controller_app(scans, logs), port, "--controller-port")]
+        if reducer_port is not None:
+            apps.append((reducer_app(payload), reducer_port, "--port"))
+        web = stack.enter_context(WebServer(apps, host=host))
+        for what, where in zip(("the controller", "what the reducer publishes"), web.urls, strict=False):
+            note(f"{what}: {where}")
+        _wait_for_signal()

@@ -11,8 +11,21 @@ from typing import Any
 import numpy as np
 from dranspose.middlewares import stream1
 from dranspose.parameters import FloatParameter, IntParameter
+from readerwriterlock.rwlock import RWLockFair
 
-__all__ = ["Closing", "Dying", "Failing", "FrameNumbers", "Lists", "Names", "Several", "Shown", "Ticking", "Timed"]
+__all__ = [
+    "Broken",
+    "Closing",
+    "Dying",
+    "Failing",
+    "FrameNumbers",
+    "Lists",
+    "Names",
+    "Several",
+    "Shown",
+    "Ticking",
+    "Timed",
+]
 
 
 class FrameNumbers:
@@ -29,6 +42,30 @@ class FrameNumbers:
         time.sleep(parameters["sleep_s"].value)
         found = {name: stream1.parse(stream) for name, stream in event.streams.items()}
         return {name: getattr(packet, "frame", packet.htype) for name, packet in found.items()}
+
+
+class Blocking:
+    """Holds the lock of its tree until it is told to go on."""
+
+    has_lock, may_go = threading.Event(), threading.Event()
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.publish: dict[str, Any] = {"map": {}}
+        lock = RWLockFair()
+        self.publish_rlock, self.wlock = lock.gen_rlock(), lock.gen_wlock()
+
+    def process_result(self, result: Any, parameters: Any) -> None:
+        with self.wlock:
+            self.has_lock.set()
+            assert self.may_go.wait(60)
+            self.publish["map"][str(result.event_number)] = 1
+
+
+class Broken:
+    """Cannot be made."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        raise LookupError("no calibration")
 
 
 class Names:

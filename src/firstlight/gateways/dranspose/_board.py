@@ -35,11 +35,10 @@ class Board:
         self.folder = Path(tempfile.mkdtemp(prefix="firstlight-dranspose-"))
         self._key = secrets.token_bytes(_DIGEST_BYTES)
         self._finalizer = weakref.finalize(self, shutil.rmtree, self.folder, True)
-        self._seen: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Whoever has a copy leaves the folder to us.
-        return {"folder": self.folder, "_key": self._key, "_seen": None}
+        return {"folder": self.folder, "_key": self._key}
 
     def close(self) -> None:
         """Delete the folder."""
@@ -53,18 +52,16 @@ class Board:
         fresh.write_bytes(msgspec.msgpack.encode(dict(values)))
         os.replace(fresh, self.folder / "parameters")
 
-    def changed(self) -> dict[str, bytes] | None:
-        """The parameters, if they are others than when this process asked last; one look at the folder."""
+    def changed(self, seen: Any) -> tuple[Any, dict[str, bytes]] | None:
+        """The parameters, if they are others than those that were `seen`, and what to pass next time; one look at the
+        folder."""
         path = self.folder / "parameters"
         try:
             about = path.stat()
-            if (seen := (about.st_ino, about.st_mtime_ns)) == self._seen:
-                return None
-            values = msgspec.msgpack.decode(path.read_bytes(), type=dict[str, bytes])
+            now = about.st_ino, about.st_mtime_ns
+            return None if now == seen else (now, msgspec.msgpack.decode(path.read_bytes(), type=dict[str, bytes]))
         except FileNotFoundError:
             return None  # the run is over, and we are not told yet
-        self._seen = seen
-        return values
 
     # -- ticks ------------------------------------------------------------------------------------------------------
 

@@ -59,7 +59,8 @@ def load_class(target: str) -> Any:
         ) from error
     found = getattr(module, name, None)
     if not isinstance(found, type):
-        classes = ", ".join(key for key, value in vars(module).items() if isinstance(value, type)) or "none"
+        own = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == module_name]
+        classes = ", ".join(kind.__name__ for kind in own) or "none"
         raise ConfigurationError(f"{module_name} has no class {name!r}; its classes: {classes}", target=target)
     return found
 

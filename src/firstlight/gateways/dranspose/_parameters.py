@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import cbor2
 import msgspec
 
+from firstlight.connectors import cbor_loads
 from firstlight.errors import ConfigurationError
 from firstlight.gateways.dranspose._classes import ParameterList, WorkParameter
 
@@ -126,7 +126,7 @@ def _entries(path: Path, data: bytes) -> list[Any]:
     elif path.suffix == ".json" or data.lstrip()[:1] == b"[":
         found = msgspec.json.decode(data)
     else:
-        found = cbor2.loads(data)
+        found = cbor_loads(data, ())
     if not isinstance(found, list | tuple):
         raise TypeError(f"it holds a {type(found).__name__}")
     return list(found)
@@ -134,6 +134,6 @@ def _entries(path: Path, data: bytes) -> list[Any]:
 
 def _named(entry: Any) -> tuple[str, bytes]:
     name, data = (entry["name"], entry["data"]) if isinstance(entry, Mapping) else (entry.name, entry.data)
-    if not isinstance(name, str) or not isinstance(data, str | bytes):
+    if not isinstance(name, str) or not isinstance(data, str | bytes | memoryview):
         raise TypeError(f"a parameter has a name and text or bytes, not {entry!r}")
-    return name, data.encode() if isinstance(data, str) else data
+    return name, data.encode() if isinstance(data, str) else bytes(data)

@@ -96,6 +96,7 @@ class PayloadWorker:
         self._name = worker_name()
         self._descriptions = {p.name: p for p in ParameterList.validate_json(self._descriptions_json)}
         self._parameters: dict[str, Any] = {}
+        self._seen: Any = None
         self._hash = hash_of({})
         self._tick_at = 0.0
         self._failed: tuple[tuple[int, int], Exception] | None = None
@@ -110,8 +111,9 @@ class PayloadWorker:
         )
 
     def _refresh(self) -> None:
-        values = self._board.changed()
-        if values is not None:
+        changed = self._board.changed(self._seen)
+        if changed is not None:
+            self._seen, values = changed
             self._parameters = work_parameters(values, self._descriptions)
             self._hash = hash_of(values)
 
