@@ -169,6 +169,51 @@ def test_a_second_run_continues_the_output(service: ThreadService, beam: Client)
         run(other, live(service), on=Processes(1)).result(_WITHIN_S)
 
 
+def test_an_output_that_was_stopped_is_continued(service: ThreadService, beam: Client) -> None:
+    out = beam.produce("eiger", stream="scan_0042", finish=False)
+    for index in range(1, 11):
+        out.send(frame(index), id=index)
+    out.flush()
+    first = run(finder(), live(service), on=Processes(1))
+    until(lambda: first.stats.events == 10)
+    first.stop()
+    first.join(_WITHIN_S)
+    assert first.state == "stopped" and beam.info("hits", stream="scan_0042").aborted is None
+    second = run(finder(), live(service), on=Processes(1))
+    for index in range(11, 21):
+        out.send(frame(index), id=index)
+    out.finish()
+    out.close()
+    assert second.result(_WITHIN_S).found.keys() == {7, 17}
+    assert beam.info("hits", stream="scan_0042").n_messages == 20
+
+
+def number(event: Event) -> int:
+    """A second stage that takes anything."""
+    found: int = event["eiger"].id
+    return found
+
+
+class Fails:
+    """Forwards until it cannot."""
+
+    def __call__(self, event: Event) -> Forward:
+        if event.index == 3:
+            raise ValueError("no calibration for frame 3")
+        return Forward()
+
+
+def test_whoever_waits_for_an_output_learns_that_it_failed(service: ThreadService, beam: Client) -> None:
+    send(beam, n=10)
+    failing = Pipeline("find", inputs=["eiger"], worker=Fails, reducer=Collect, output="hits")
+    second = run(Pipeline("second", inputs=["hits"], worker=number, reducer=Collect), live(service), on=Processes(1))
+    first = run(failing, live(service), on=Processes(1))
+    first.join(_WITHIN_S)
+    second.join(_WITHIN_S)
+    assert (first.state, second.state) == ("failed", "aborted")
+    assert second.error is not None and "no calibration for frame 3" in second.error.text
+
+
 def test_an_output_that_was_given_up_is_not_taken_for_whole(service: ThreadService, beam: Client) -> None:
     beam.produce("eiger", stream="scan_0042").abort("beam dump")
     first = run(finder(), live(service), on=Processes(1))

@@ -46,6 +46,7 @@ from firstlight.pipeline._align_values import (
 )
 from firstlight.pipeline._assign import Assign
 from firstlight.pipeline._attaching import Attachment, attachment
+from firstlight.pipeline._chain import Chain, ChainRun, Stage, run_chain
 from firstlight.pipeline._detectors import DetectorImage
 from firstlight.pipeline._dispatch import Assignment, Dispatch
 from firstlight.pipeline._forward import Forward, Forwarded, Reference, Resolves, resolve
@@ -79,6 +80,8 @@ __all__ = [
     "ByKey",
     "ByTimestamp",
     "ByTriggerMap",
+    "Chain",
+    "ChainRun",
     "Descriptor",
     "DetectorImage",
     "Dispatch",
@@ -129,6 +132,7 @@ __all__ = [
     "Segments",
     "Share",
     "Source",
+    "Stage",
     "State",
     "Stats",
     "Table",
@@ -147,6 +151,7 @@ __all__ = [
     "replay",
     "resolve",
     "run",
+    "run_chain",
 ]
 
 _INLINE = Inline()

@@ -126,11 +126,15 @@ class ProcessesRun(Run):
     def __init__(
         self, pipeline: Pipeline, source: Source, on: Processes, *, on_view: OnView | None, view_every_s: float
     ) -> None:
+        # An output has one stream for each stream of the input, so whoever writes it continues who wrote it before.
+        self._named_by_output = bool(pipeline.output) and isinstance(source, Live) and source.group is None
+        if self._named_by_output and isinstance(source, Live):
+            source = dataclasses.replace(source, group=pipeline.output)
         super().__init__(pipeline, source, on_view=on_view, view_every_s=view_every_s)
         self._source = source
         self._on = on
         self._can_be_continued = isinstance(source, Live) and source.group is not None
-        self._label = _label(pipeline, source)
+        self._label = (source.group if isinstance(source, Live) else None) or f"{pipeline.name}-{secrets.token_hex(4)}"
         self._inbox: queue.SimpleQueue[Said | Gone | _Retuned | FirstlightError | None] = queue.SimpleQueue()
         self._deaths: dict[int, _Deaths] = {}
         self._overdue = Overdue(on.hang_after_s) if on.hang_after_s is not None else None
@@ -232,7 +236,7 @@ class ProcessesRun(Run):
                 self._leave_pool(pool)
             self._conclude(crew)
         except FirstlightError as error:
-            self._end_results(f"{type(error).__name__}: {error}")
+            self._end_results(f"{type(error).__name__}: {error}", failed=True)
             raise
 
     def _continue_parameters(self, history: ParameterHistory, *, finished: bool) -> None:
@@ -456,9 +460,12 @@ class ProcessesRun(Run):
         if self._parameters is not None:
             self._parameters.finish()
 
-    def _end_results(self, reason: str) -> None:
-        """Nobody can continue a run without a name; one with a name is left open for its successor."""
-        if self._results is None or (isinstance(self._source, Live) and self._source.group is not None):
+    def _end_results(self, reason: str, *, failed: bool = False) -> None:
+        """Nobody can continue a run without a name; one with a name is left open for its successor.
+
+        A pipeline that waits for an output is told that this has failed: there, nobody has promised to go on.
+        """
+        if self._results is None or (self._can_be_continued and not (failed and self._named_by_output)):
             return
         try:
             self._results.abort(reason)
@@ -466,14 +473,6 @@ class ProcessesRun(Run):
                 self._parameters.abort(reason)
         except FirstlightError as error:
             logger.warning("could not abort %s: %s", self._results.stream, error)
-
-
-def _label(pipeline: Pipeline, source: Source) -> str:
-    """The name of a run, and of the group of its workers."""
-    if isinstance(source, Live) and source.group is not None:
-        return source.group
-    # An output has one stream for each stream of the input, so whoever writes it continues who wrote it before.
-    return pipeline.output or f"{pipeline.name}-{secrets.token_hex(4)}"
 
 
 def _nothing() -> Any:
