@@ -6,10 +6,11 @@ import os
 import signal
 import threading
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from dranspose.middlewares import stream1
+from dranspose.data.albaem import AlbaemPacket
+from dranspose.middlewares import contrast, eiger_legacy, lecroy, pcap, stream1, xspress
 from dranspose.parameters import FloatParameter, IntParameter
 from readerwriterlock.rwlock import RWLockFair
 
@@ -76,6 +77,22 @@ class Names:
 
     def process_event(self, event: Any, parameters: Any, tick: bool) -> Any:
         return sorted(event.streams)
+
+
+class Parsed:
+    """What dranspose's own parsers make of a stream."""
+
+    parsers: ClassVar = {
+        "EIGER_LEGACY": eiger_legacy.parse, "xspress": xspress.parse, "contrast": contrast.parse, "PCAP": pcap.parse,
+        "albaem": lambda data: AlbaemPacket.validate_json(data.frames[0]), "lecroy_9fwdWp6Rq7": lecroy.parse,
+    }  # fmt: skip
+
+    def __init__(self, **kwargs: Any) -> None:
+        pass
+
+    def process_event(self, event: Any, parameters: Any, tick: bool) -> Any:
+        (data,) = event.streams.values()
+        return type(self.parsers[data.typ](data)).__name__
 
 
 class Failing(FrameNumbers):

@@ -24,8 +24,14 @@ __all__ = ["Ingest", "Placing"]
 
 logger = logging.getLogger(__name__)
 
-#: Types whose first frame is JSON with the number of the frame, from 0 in each series.
-_NUMBERED = ("STINS", "EIGER_LEGACY", "xspress")
+#: Types whose first frame is JSON with the number of the frame: where that stands, and whether a series begins with 0.
+_NUMBERED = {
+    "STINS": ("frame", True),
+    "EIGER_LEGACY": ("frame", True),
+    "xspress": ("frame", True),
+    "PCAP": ("frame_number", False),
+    "albaem": ("frame_number", False),
+}
 _ENDS = {"htype": ("series_end", "dseries_end-1.0"), "message_type": ("series-end",)}
 
 
@@ -106,6 +112,8 @@ class Placing:
     def __init__(self, n_messages: int) -> None:
         self._n = n_messages
         self._last = 0
+        #: Place minus number.
+        self._offset: int | None = None
 
     def place(self, typ: str, first_frame: bytes) -> tuple[int, bool]:
         """The id of a message, and whether the stream ends with it."""
@@ -114,13 +122,23 @@ class Placing:
             # The end has its place, whatever was lost before.
             self._last = max(self._n, self._last + 1)
             return self._last, True
-        number = header.get("frame") if typ in _NUMBERED else None
-        place = number + 2 if type(number) is int else self._last + 1
-        if not self._last < place <= self._n:
-            # No number of this scan: a source that goes on counting, or sends more than the map has.
-            place = self._last + 1
-        self._last = place
-        return place, place >= self._n
+        self._last = self._placed(typ, header)
+        return self._last, self._last >= self._n
+
+    def _placed(self, typ: str, header: dict[str, Any]) -> int:
+        following = self._last + 1
+        key, from_zero = _NUMBERED.get(typ, ("", False))
+        number = header.get(key)
+        if type(number) is not int:
+            return following
+        if self._offset is None:
+            self._offset = 2 if from_zero else following - number
+        place = number + self._offset
+        if not following <= place <= self._n:
+            # No number of this scan: a source that goes on counting over scans, or begins anew.
+            self._offset = following - number
+            return following
+        return place
 
 
 def _header(first_frame: bytes) -> dict[str, Any]:

@@ -1,0 +1,140 @@
+"""dranspose's own ingester classes receive what real detectors have sent, and its parsers understand what comes out."""
+
+from __future__ import annotations
+
+import gzip
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cbor2
+import pytest
+import zmq
+
+pytest.importorskip("dranspose", reason="dranspose is not installed: python -m pip install '.[test]'")
+
+from firstlight.errors import ConfigurationError
+from firstlight.gateways.dranspose import Ingest, Ingesting, Payload, ScanMap, Scans
+from firstlight.pipeline import Processes
+from firstlight.testing import ThreadService
+
+WITHIN_S = 60.0
+PUB, PUSH = zmq.XPUB, zmq.PUSH
+
+
+def messages(path: Path) -> list[list[bytes]]:
+    """What a detector has sent, in parts."""
+    found = []
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        decoder = cbor2.CBORDecoder(file)
+        while True:
+            try:
+                found.append(decoder.decode())
+            except (cbor2.CBORDecodeEOF, EOFError):
+                return found
+
+
+class Detector:
+    """Sends a recording once somebody is there to receive it."""
+
+    def __init__(self, kind: int, parts: list[list[bytes]]) -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(kind)
+        self._socket.setsockopt(zmq.SNDHWM, 0)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self.url = f"tcp://127.0.0.1:{self._socket.bind_to_random_port('tcp://127.0.0.1')}"
+        self._thread = threading.Thread(target=self._send, args=(kind, parts))
+        self._thread.start()
+
+    def _send(self, kind: int, parts: list[list[bytes]]) -> None:
+        if kind == PUB:
+            assert self._socket.poll(WITHIN_S * 1000)
+            self._socket.recv()  # the subscription
+        for part in parts:
+            self._socket.send_multipart(part)
+
+    def close(self) -> None:
+        self._thread.join(WITHIN_S)
+        self._socket.close()
+        self._context.term()
+
+
+@pytest.fixture
+def detectors() -> Iterator[list[Detector]]:
+    made: list[Detector] = []
+    yield made
+    for detector in made:
+        detector.close()
+
+
+def run_scan(
+    detector: Detector, kind: str, n: int, url: str, classes: tuple[str, str], *, stream: str = "detector"
+) -> Any:
+    with Payload(*classes) as payload:
+        feed = Ingesting({stream: Ingest(f"dranspose.ingesters:{kind}", {"upstream_url": detector.url})}, url=url)
+        scans = Scans(payload, feed, Processes(1))
+        entries = [[{"constraint": number}] for number in range(n)]
+        scan = scans.start(ScanMap({"parts": {"main": {stream: entries}}, "sequence": ["main"]}))
+        try:
+            assert scan.join(WITHIN_S), scan.progress()
+        finally:
+            scans.close()
+        progress = scan.progress()
+        assert (progress["completed_events"], progress["errors"], progress["error"]) == (n + 2, 0, None)
+        return payload.current.user  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("recorded", "kind", "socket", "n", "names"),
+    [
+        (
+            "eiger-small.cbors",
+            "ZmqPullEigerLegacyIngester",
+            PUSH,
+            3,
+            "EigerLegacyHeader EigerLegacyImage EigerLegacyEnd",
+        ),
+        ("xspress3-multipart.cbors", "ZmqSubXspressIngester", PUB, 5, "XspressStart XspressImage XspressEnd"),
+        ("xspress3-dump.cbors", "ZmqSubXspressIngester", PUB, 20, "XspressStart XspressImage XspressEnd"),
+        ("contrast-dump.cbors", "ZmqSubContrastIngester", PUB, 20, "ContrastStarted ContrastRunning ContrastFinished"),
+        ("pcap-zmq.cbors", "ZmqSubPCAPIngester", PUB, 1500, "PCAPStart PCAPData PCAPEnd"),
+        ("albaem-dump.cbors", "ZmqSubAlbaemIngester", PUB, 4, "AlbaemStart AlbaemData AlbaemEnd"),
+    ],
+)
+def test_what_detectors_have_sent(
+    payloads: Path, service: ThreadService, detectors: list[Detector], recorded: str, kind: str, socket: int, n: int,
+    names: str,
+) -> None:  # fmt: skip
+    detectors.append(Detector(socket, messages(payloads / "tests" / "data" / recorded)))
+    reducer = run_scan(detectors[0], kind, n, service.url, ("own_payloads:Parsed", "own_payloads:Lists"))
+    start, data, end = names.split()
+    assert reducer.results == {0: start} | dict.fromkeys(range(1, n + 1), data) | {n + 1: end}
+
+
+@pytest.mark.parametrize(
+    ("recorded", "n_burst", "first", "at_s"),
+    [
+        ("maui-02-continuous-3.cbor.gz", 1, 0.1675630532008654, 1740563664.335),
+        ("maui-02-sequential-3.cbor.gz", 20, 0.022609806155742262, 1740736919.435),
+    ],
+)
+def test_an_oscilloscope(
+    payloads: Path, service: ThreadService, detectors: list[Detector], recorded: str, n_burst: int, first: float,
+    at_s: float,
+) -> None:  # fmt: skip
+    """The numbers are those that dranspose's own test of this recording expects."""
+    detectors.append(Detector(PUB, messages(payloads / "tests" / "data" / recorded)))
+    classes = ("examples.parser.lecroy:LecroyWorker", "examples.parser.lecroy:LecroyReducer")
+    published = run_scan(detectors[0], "ZmqSubLecroyIngester", 2, service.url, classes, stream="lecroy").publish
+    assert (len(published["max_val"]), len(published["ts"])) == (n_burst, n_burst)
+    assert (published["max_val"][0], published["ts"][0]) == (first, at_s)
+
+
+def test_ingesters_that_cannot_be(payloads: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"cannot be made: .*upstream_url"):
+        Ingest("dranspose.ingesters:ZmqPullSingleIngester", {})
+    with pytest.raises(ConfigurationError, match="no ingester class"):
+        Ingest("own_payloads:Lists", {})
+    with pytest.raises(ConfigurationError, match="at least one"):
+        Ingesting({})
