@@ -27,6 +27,7 @@ from firstlight.cli import (
     _status,
     _tail,
     _token,
+    _view,
 )
 
 __all__ = ["RUN_DRANSPOSE", "app"]
@@ -80,6 +81,7 @@ def _register() -> None:
     app.command("record")(_record.record)
     app.command("replay")(_replay.replay)
     app.command("inspect")(_inspect.inspect)
+    app.command("view")(_view.view)
     app.add_typer(_connect.app, name="connect")
     app.add_typer(_simulate.app, name="simulate")
     for module, function in _OTHERS:

@@ -13,10 +13,12 @@ import typer
 from firstlight.cli._connect import stop_on_signals
 from firstlight.cli._options import Beamtime, Json, Url
 from firstlight.cli._output import columns, duration, note, number, print_json
+from firstlight.cli._served import Hold, ViewAt, check_hold, served
 from firstlight.cli._views import view_facts, view_text
 from firstlight.errors import ConfigurationError, FirstlightError, PipelineError
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Mapping
 
     from firstlight.model import Ranges
@@ -27,6 +29,7 @@ __all__ = ["fail", "follow", "load_pipeline", "run", "tell"]
 #: Errors whose tracebacks are shown at the end of a run that skips them.
 _SHOWN_ERRORS = 3
 _NAMED_IDS = 10
+_HOLD_S = 0.2
 
 
 def run(
@@ -65,6 +68,8 @@ def run(
     beamtime: Beamtime = None,
     url: Url = None,
     as_json: Json = False,
+    view: ViewAt = None,
+    hold: Hold = False,
     dranspose: Annotated[
         bool,
         typer.Option("--dranspose", help="Run classes written for dranspose; see `firstlight run --dranspose --help`."),
@@ -82,7 +87,8 @@ def run(
     if skip_errors:
         pipeline = dataclasses.replace(pipeline, on_error="skip")
     source = _source(stream, segments, beamtime, url, group, timeout)
-    running = follow(pipeline, source, _executor(workers), as_json)
+    check_hold(view, hold=hold)
+    running = follow(pipeline, source, _executor(workers), as_json, view=view, hold=hold)
     tell(running, as_json)
     fail(running)
 
@@ -185,24 +191,34 @@ def _executor(workers: int) -> Executor:
     return Processes(workers) if workers else Inline()
 
 
-def follow(pipeline: Pipeline, source: Source, executor: Executor, as_json: bool) -> Run:
+def follow(
+    pipeline: Pipeline, source: Source, executor: Executor, as_json: bool, *, view: str | None = None,
+    hold: bool = False,
+) -> Run:  # fmt: skip
     """Run to the end, with a sign of life."""
     from firstlight.pipeline import run as start
 
-    live = sys.stderr.isatty() and not as_json
     with stop_on_signals() as stop:
         running = start(pipeline, source, on=executor)
-        for stats in running:
-            if stop.is_set():
-                running.stop()
-            if as_json and running.state == "running":
-                print_json({"state": running.state} | stats.facts())
-            elif live:
-                sys.stderr.write(f"\r\x1b[K{_line(pipeline.name, stats)}")
-                sys.stderr.flush()
+        with served(running, view, as_json=as_json):
+            _watch(running, stop, as_json)
+            while hold and not stop.wait(_HOLD_S):
+                pass
+    return running
+
+
+def _watch(running: Run, stop: threading.Event, as_json: bool) -> None:
+    live = sys.stderr.isatty() and not as_json
+    for stats in running:
+        if stop.is_set():
+            running.stop()
+        if as_json and running.state == "running":
+            print_json({"state": running.state} | stats.facts())
+        elif live:
+            sys.stderr.write(f"\r\x1b[K{_line(running.pipeline.name, stats)}")
+            sys.stderr.flush()
     if live:
         sys.stderr.write("\n")
-    return running
 
 
 def _line(name: str, stats: Stats) -> str:

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -82,6 +82,8 @@ class Snapshot:
         That of the newest view, or of the last change of which views there are.
     run
         Which run is current, counted from 1; 0 before the first.
+    state
+        Of the run, before it was looked at: of one that is over, these views are the last.
     error
         Why there was nothing newer to be had from the run; empty if there was no trouble.
     """
@@ -89,6 +91,7 @@ class Snapshot:
     version: int = 0
     run: int = 0
     views: Mapping[str, ViewNow] = field(default_factory=dict)
+    state: str = "waiting"
     error: str = ""
 
 
@@ -133,20 +136,22 @@ class Snapshots:
         number = before.run
         if run is not self._run:
             self._run, self._seen_version, number = run, 0, number + 1
+        state = run.state if run is not None else before.state
         if run is None or run.view_version == self._seen_version:
-            self._latest = Snapshot(before.version, number, before.views, before.error if number == before.run else "")
+            error = before.error if number == before.run else ""
+            self._latest = replace(before, run=number, state=state, error=error)
             return
         # Read before the views: what changes in between is found the next time.
         self._seen_version = run.view_version
         try:
             views = run.views()
         except FirstlightError as error:
-            self._latest = Snapshot(before.version, number, before.views, error.text)
+            self._latest = replace(before, run=number, state=state, error=error.text)
             return
-        self._latest = _changed(before, views, number)
+        self._latest = _changed(before, views, number, state)
 
 
-def _changed(before: Snapshot, views: Mapping[str, View], run: int) -> Snapshot:
+def _changed(before: Snapshot, views: Mapping[str, View], run: int, state: str) -> Snapshot:
     version = before.version
     found: dict[str, ViewNow] = {}
     for name, view in views.items():
@@ -157,4 +162,4 @@ def _changed(before: Snapshot, views: Mapping[str, View], run: int) -> Snapshot:
         found[name] = known
     if list(found) != list(before.views) and version == before.version:
         version += 1  # one is gone
-    return Snapshot(version, run, found)
+    return Snapshot(version, run, found, state)

@@ -7,6 +7,7 @@ what changed twice in between, it sees once. docs/reference/live-protocol.md tel
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -19,6 +20,8 @@ from firstlight.hdf5tree import plain, room
 from firstlight.live._snapshots import Snapshot, Snapshots, ViewNow
 
 __all__ = ["LiveSocket"]
+
+logger = logging.getLogger(__name__)
 
 #: Clients of the websocket at once.
 _MAX_CLIENTS = 100
@@ -56,6 +59,7 @@ class LiveSocket:
         #: None until somebody has looked.
         self._latest: Snapshot | None = None
         self._run_words = ""
+        self._run_at_s = 0.0
         self._changed = asyncio.Event()
 
     async def serve(self, socket: WebSocket) -> None:
@@ -91,21 +95,25 @@ class LiveSocket:
                 self._looking = self._latest = None
 
     async def _look(self) -> None:
-        loop = asyncio.get_running_loop()
-        run_at = 0.0
         while True:
-            latest = await run_in_threadpool(self._snapshots.latest)
-            news = self._latest is None or latest.version != self._latest.version
-            self._latest = latest
-            if loop.time() >= run_at:
-                run_at = loop.time() + _RUN_EVERY_S
-                words = _words({"type": "run"} | await run_in_threadpool(self._run_now))
-                news = news or words != self._run_words
-                self._run_words = words
-            if news:
-                self._changed.set()
-                self._changed = asyncio.Event()
+            try:
+                await self._look_once()
+            except Exception:  # views are made by user code, and a look that ends would leave all clients in the dark
+                logger.exception("views cannot be sent")
             await asyncio.sleep(self._every_s)
+
+    async def _look_once(self) -> None:
+        now_s, words = asyncio.get_running_loop().time(), self._run_words
+        if now_s >= self._run_at_s:
+            self._run_at_s = now_s + _RUN_EVERY_S
+            words = _words({"type": "run"} | await run_in_threadpool(self._run_now))
+        latest, before = await run_in_threadpool(self._snapshots.latest), self._latest
+        news = before is None or (latest.version, latest.state) != (before.version, before.state)
+        news = news or words != self._run_words
+        self._latest, self._run_words = latest, words
+        if news:
+            self._changed.set()
+            self._changed = asyncio.Event()
 
     async def _send(self, client: _Client) -> None:
         while True:
@@ -132,6 +140,8 @@ class _Client:
         self._wanted: frozenset[str] | None = frozenset()
         self._sent: dict[str, int] = {}
         self._told_views = self._told_run = ""
+        self._n_wishes = 0
+        self._told = (0, "")
         self._held_bytes = 0
         self.every_s = 0.0
         self.wishes_changed = asyncio.Event()
@@ -157,6 +167,7 @@ class _Client:
             raise ValueError(f"at most {_MAX_NAMES} names, and every_s from 0 to 3600")
         self._wanted = None if isinstance(wish.subscribe, str) else frozenset(wish.subscribe)
         self.every_s = wish.every_s
+        self._n_wishes += 1
         self.wishes_changed.set()
 
     async def update(self, latest: Snapshot, run_words: str) -> None:
@@ -170,8 +181,10 @@ class _Client:
             await self._say(run_words)
         wanted = [now for name, now in latest.views.items() if self._wanted is None or name in self._wanted]
         new = [now for now in wanted if self._sent.get(now.name) != now.version]
-        if not new:
+        told = (self._n_wishes, latest.state)
+        if not self._n_wishes or not (new or told != self._told):
             return
+        self._told = told
         try:
             for now in new:
                 frame = await run_in_threadpool(getattr, now, "frame")
@@ -182,7 +195,7 @@ class _Client:
                     async with asyncio.timeout(_TAKEN_WITHIN_S):
                         await self._socket.send_bytes(frame)
             # Words are sent when what was before them is taken, but for a little.
-            await self._say(_words({"type": "sent", "version": latest.version}))
+            await self._say(_words({"type": "sent", "version": latest.version, "state": latest.state}))
         finally:
             room.give_back(self._held_bytes)
             self._held_bytes = 0

@@ -1,0 +1,126 @@
+"""``firstlight run --view`` and ``firstlight view``: two programs, of which one looks at the other."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+import firstlight
+from firstlight.testing._pipeline_contract import ContractData
+from unit.pipeline.recordings_made import record_data
+
+_WITHIN_S = 60
+_N = 4
+
+PIPELINE = """
+from dataclasses import dataclass
+import numpy as np
+from firstlight import Image, Pipeline, Scalar
+
+@dataclass(frozen=True)
+class Mean:
+    scale: float = 1.0
+    def __call__(self, event):
+        return self.scale * float(event["eiger"].array.mean())
+
+class Shows:
+    def __init__(self):
+        self.n = 0
+    def add(self, index, result):
+        self.n += 1
+    def merge(self, other):
+        self.n += other.n
+    def snapshot(self):
+        return {"n": Scalar(self.n, unit="event"), "picture": Image(np.full((2, 3), self.n), unit="photon")}
+
+mean = Pipeline("mean", inputs=["eiger"], worker=Mean(), reducer=Shows)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "mean.py").write_text(PIPELINE)
+    frames = {index: (np.full((2, 2), index, np.uint16), {}) for index in range(1, _N + 1)}
+    record_data(tmp_path / "scan.flrec", ContractData({"eiger": frames}))
+    return tmp_path
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("FIRSTLIGHT_")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "firstlight", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=folder, env=kept | {"PYTHONPATH": str(Path(firstlight.__file__).parents[1])},
+        # Jobs in the background of a shell ignore Ctrl-C, and what they start does, too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+
+
+def firstlight_(folder: Path, *arguments: str, code: int = 0) -> tuple[str, str]:
+    with start(folder, *arguments) as process:
+        out, err = process.communicate(timeout=_WITHIN_S)
+    assert process.returncode == code, (out, err)
+    assert "Traceback" not in err
+    return out, err
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[str]:
+    """The address of a run that is over, and shown until Ctrl-C."""
+    command = ("run", "mean.py:mean", "--from", "scan.flrec", "--view", "0", "--hold", "--json")
+    with start(folder, *command) as process:
+        try:
+            assert process.stdout is not None
+            serving = json.loads(process.stdout.readline())
+            assert serving["event"] == "serving"
+            yield serving["url"]
+        finally:
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=_WITHIN_S)
+    assert process.returncode == 0, (out, err)
+    assert json.loads(out.splitlines()[-1])["views"]["n"]["value"] == _N
+
+
+def lines(out: str) -> list[Any]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_a_run_can_be_looked_at(folder: Path) -> None:
+    with held(folder) as url:
+        out, err = firstlight_(folder, "view", url, "--follow")
+        rows = [line.split(None, 1) for line in out.splitlines()]
+        assert rows[-2:] == [["n", f"{_N} event"], ["picture", f"image 2 x 3 photon, {_N} to {_N}"]]
+        assert f"mean: finished, {_N} events" in err
+        (only,) = lines(firstlight_(folder, "view", url.removeprefix("http://"), "n", "--json")[0])
+        assert only["state"] == "finished" and set(only["views"]) == {"n"} and only["views"]["n"]["value"] == _N
+        (nothing,) = lines(firstlight_(folder, "view", url, "not there", "--json")[0])
+        assert nothing["views"] == {}
+        assert httpx.get(f"{url}/api/v1/run").json()["parameters_hash"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (("view", "http://127.0.0.1:9"), 3, "is a pipeline running with --view there"),
+        (("view", "ftp://x"), 2, "is no address of views"),
+        (("run", "mean.py:mean", "--from", "scan.flrec", "--view", "many"), 2, "--view takes PORT or HOST:PORT"),
+        (
+            ("run", "mean.py:mean", "--from", "scan.flrec", "--view", "no.such.host.invalid:0"),
+            2,
+            "no.such.host.invalid",
+        ),
+        (("run", "mean.py:mean", "--from", "scan.flrec", "--hold"), 2, "name a port: --view"),
+    ],
+)
+def test_mistakes_are_told(folder: Path, arguments: tuple[str, ...], code: int, text: str) -> None:
+    assert text in firstlight_(folder, *arguments, code=code)[1]
