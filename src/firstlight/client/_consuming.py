@@ -385,6 +385,18 @@ class ConsumerCore:
         if self._n_unsaid >= _MAX_UNSAID:
             self.say_settled()
 
+    def settle_by_id(self, message_id: int, nack_delay_s: float | None) -> None:
+        """A user settles a message of which only the id is known here.
+
+        Raises
+        ------
+        StreamError
+            If this consumer acknowledges nothing.
+        """
+        if self.reading.ack == "none":
+            raise StreamError(f"{self.stream} is not read in a group here; there is nothing to acknowledge", id=message_id)
+        self._outlet.settler(self)(message_id, nack_delay_s)
+
     def settle_one(self, message_id: int, nack_delay_s: float | None) -> None:
         """A user settles a message by hand, whatever the turn of the loop would do.
 

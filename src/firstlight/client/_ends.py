@@ -190,6 +190,14 @@ class ConsumerEnd:
         """Messages handed out."""
         return self._core.n_received
 
+    def ack(self, id: int) -> None:
+        """As `Message.ack`, for whoever has kept nothing but the id, so that its bytes could be given back."""
+        self._core.settle_by_id(id, None)
+
+    def nack(self, id: int, *, delay_s: float = 0.0) -> None:
+        """As `Message.nack`; see `ack`."""
+        self._core.settle_by_id(id, delay_s)
+
     def limit(self, n: int) -> None:
         """From now on ask for at most `n` messages ahead, fewer if they are large.
 

@@ -58,7 +58,7 @@ from firstlight.pipeline._processes import Processes
 from firstlight.pipeline._recorder import Recorded, Recorder
 from firstlight.pipeline._recording import Recording
 from firstlight.pipeline._records import Record, UserError, from_message
-from firstlight.pipeline._reducers import Finishes, Ordered, Reducer, Reducers, Ticks
+from firstlight.pipeline._reducers import Combine, Finishes, Ordered, Reducer, Reducers, Ticks
 from firstlight.pipeline._replay import Due, Replayed, replay
 from firstlight.pipeline._run import Executor, OnView, Run, State
 from firstlight.pipeline._segments import Segments
@@ -82,6 +82,7 @@ __all__ = [
     "ByTriggerMap",
     "Chain",
     "ChainRun",
+    "Combine",
     "Descriptor",
     "DetectorImage",
     "Dispatch",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from hashlib import blake2b
 from typing import Any
 
 import msgspec
@@ -24,6 +25,7 @@ from firstlight.model import Policy, Ranges, StreamId
 from firstlight.pipeline._encoding import pack, unpack
 from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._reduction import Reduction, Saved
+from firstlight.pipeline._state import kind_of, packed_state
 
 __all__ = ["Checkpoints"]
 
@@ -39,7 +41,7 @@ _KEPT_BYTES = 1 << 30
 class _Meta(msgspec.Struct):
     version: int
     reducer: str
-    parameters: str
+    fresh: str
     encoding: str
     width: int = 1
 
@@ -97,8 +99,8 @@ class Checkpoints:
             raise DataError(f"it is of version {meta.version}, and {_VERSION} can be read")
         if meta.width != self._pipeline.width:
             raise DataError(f"it is of events for {meta.width} workers, and they are for {self._pipeline.width} now")
-        if meta.parameters != self._pipeline.parameters_hash:
-            raise DataError("it was made with other parameters")
+        if meta.reducer == kind_of(self._reduction.reducer) and meta.fresh != self._fresh():
+            raise DataError("the reducer begins with other values now")
         if meta.encoding != self._pipeline.results:
             raise DataError(f"it is encoded as {meta.encoding!r}, and the pipeline reads {self._pipeline.results!r}")
         ids, saved = _read(message.data, meta.reducer)
@@ -138,11 +140,14 @@ class Checkpoints:
         left = ids.copy()
         for number in saved.held:  # these are read, and reduced, again
             left.discard(number, number)
-        meta = _Meta(
-            _VERSION, saved.reducer, self._pipeline.parameters_hash, self._pipeline.results, self._pipeline.width
-        )
+        meta = _Meta(_VERSION, saved.reducer, self._fresh(), self._pipeline.results, self._pipeline.width)
         data = pack({"state": saved.state, "counts": saved.counts, "ids": [list(pair) for pair in left]})
         self._producer.send(data, meta=msgspec.to_builtins(meta))
+
+    def _fresh(self) -> str:
+        """Tells reducers of one class from each other that begin with other values, for example another number of bins."""
+        state = packed_state(self._pipeline.make_reducer(), self._pipeline.results)
+        return blake2b(state, digest_size=8).hexdigest()
 
     def close(self) -> None:
         """Wait until what was stored is safe."""

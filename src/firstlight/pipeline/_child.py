@@ -11,7 +11,7 @@ import queue
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -27,12 +27,15 @@ from firstlight.errors import (
     PipelineError,
     WorkerError,
 )
+from firstlight.model import Ranges
 from firstlight.pipeline._align_values import number_of
 from firstlight.pipeline._feeds import Feed, GroupFeed, ShareFeed, Task
 from firstlight.pipeline._forward import Forward
+from firstlight.pipeline._gathering import Gathering
 from firstlight.pipeline._hanging import answering
 from firstlight.pipeline._live import Live
-from firstlight.pipeline._outlets import Outlet, PipeOutlet, StreamOutlet
+from firstlight.pipeline._outlets import CombinedOutlet, Outlet, PipeOutlet, StreamOutlet
+from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._records import Record, WireRecord, lost_record, to_wire
 from firstlight.pipeline._settling import Settler
 from firstlight.pipeline._step import Preparation, Step, told
@@ -45,11 +48,15 @@ from firstlight.pipeline._talk import (
     GroupJob,
     HandOut,
     Job,
+    Known,
     Left,
     Quit,
     Retune,
+    ShareJob,
     Started,
     Stop,
+    Stored,
+    Worked,
 )
 
 __all__ = ["NOTHING", "UNGUARDED", "check_guarded", "unguarded_text", "worker_main"]
@@ -88,6 +95,7 @@ def unguarded_text() -> str:
         "a worker process has come upon the line that begins the run, because it reads the same file: put that line "
         'below `if __name__ == "__main__":`'
     )
+_SLICE_S = 0.1
 
 
 def worker_main(pipe: Connection, slots: Any, number: int, trace: Path | None = None) -> None:
@@ -135,9 +143,13 @@ class _Orders:
         self.stopping = threading.Event()
         self.told: queue.SimpleQueue[HandOut | Answer | Stop] = queue.SimpleQueue()
         self.retunes: deque[Retune] = deque()
+        self.known: queue.SimpleQueue[Known] = queue.SimpleQueue()
 
-    def hear(self, said: HandOut | Answer | Retune | Stop) -> None:
+    def hear(self, said: HandOut | Answer | Known | Retune | Stop) -> None:
         """The pool said this."""
+        if isinstance(said, Known):
+            self.known.put(said)  # asked for by the thread that settles
+            return
         if isinstance(said, Retune):
             self.retunes.append(said)  # it counts from the next event on, whoever waits for something else now
             return
@@ -154,7 +166,7 @@ class _Child:
         self._sending = threading.Lock()
         self._slot = _Slot(slots, number)
         self._orders: queue.SimpleQueue[_Orders | None] = queue.SimpleQueue()
-        self._kept: Step[WireRecord] | None = None
+        self._kept: Step[WireRecord | None] | None = None
         self._preparation = Preparation()
 
     def serve(self) -> None:
@@ -200,14 +212,14 @@ class _Child:
             except WorkerError as error:
                 logger.warning("%s", error)  # its runs are over, there is none that could fail of it
 
-    def _step(self, job: Job, stack: ExitStack) -> Step[WireRecord]:
+    def _step(self, job: Job, stack: ExitStack) -> Step[WireRecord | None]:
         """The worker of a run: the one that there is, if it can be reset, else a new one."""
         if self._kept is not None:
             self._kept.reset(job.pipeline, job.stamp)
             return self._kept
         step = Step(
             job.pipeline,
-            lambda record: to_wire(record, job.pipeline.results),
+            lambda record: _finished(record, job.pipeline),
             stamp=job.stamp,
             preparation=self._preparation,
         )
@@ -216,6 +228,11 @@ class _Child:
         else:
             stack.callback(step.close)
         return step
+
+
+def _finished(record: Record, pipeline: Pipeline) -> WireRecord | None:
+    """A record in the form in which it travels, unless its result is to be added to others."""
+    return to_wire(record, pipeline.results) if pipeline.combine is None else None
 
 
 def _unpickled(job: bytes) -> Job:
@@ -243,31 +260,49 @@ class _Work:
         self._stopping = orders.stopping
         self._told = orders.told
         self._retunes = orders.retunes
+        self._known = orders.known
+        self._gathering: Gathering | None = None
         self._say_in_run = say
 
-    def run(self, stack: ExitStack, make_step: Callable[[Job, ExitStack], Step[WireRecord]]) -> Left:
+    def run(self, stack: ExitStack, make_step: Callable[[Job, ExitStack], Step[WireRecord | None]]) -> Left:
         """Work until the end of the stream or of the run."""
         live = self._job.source if isinstance(self._job.source, Live) else None
         client = stack.enter_context(live.connect()) if live is not None else None
         feed = self._feed(client, stack)
-        settler = Settler(self._outlet(client, stack).settle)
+        outlet = self._outlet(client, stack)
+        settler = Settler(outlet.settle)
         stack.callback(settler.close)
+        if self._job.pipeline.combine is not None:
+            self._gathering = self._gather(outlet, settler)
         step = make_step(self._job, stack)
         self._say(Started())
         try:
             self._loop(feed, step, settler)
         finally:
             # Also when the worker raised: what it did before that is done.
+            if self._gathering is not None:
+                self._gathering.flush()
             settler.drain()
         return Left(at_end=feed.over, aborted=feed.aborted)
 
-    def _loop(self, feed: Feed, step: Step[WireRecord], settler: Settler) -> None:
+    def _loop(self, feed: Feed, step: Step[WireRecord | None], settler: Settler) -> None:
         while not (self._stopping.is_set() or feed.over):
+            if self._gathering is not None:
+                self._gathering.look(has_none=feed.has_none)
             task = feed.next()
             if task is None:
                 settler.check()
+                if self._gathering is not None:
+                    self._gathering.flush()
+            elif self._gathering is not None:
+                self._gathered(task, step, feed, self._gathering)
             else:
                 settler.put(*self._settled(task, step, feed))
+
+    def _gather(self, outlet: Outlet, settler: Settler) -> Gathering:
+        known = (lambda: outlet.known) if isinstance(outlet, CombinedOutlet) else None
+        worked = (lambda numbers: self._say(Worked(numbers))) if isinstance(self._job, ShareJob) else None
+        return Gathering(self._job.pipeline, settler.put, known=known, worked=worked)
 
     def _to_wire(self, record: Record) -> WireRecord:
         return to_wire(record, self._job.pipeline.results)
@@ -278,7 +313,11 @@ class _Work:
     def _outlet(self, client: Client | None, stack: ExitStack) -> Outlet:
         if client is None or self._job.results is None:
             return PipeOutlet(self._say)
-        outlet = StreamOutlet(self._say, client, self._job.results)
+        outlet: StreamOutlet | CombinedOutlet
+        if self._job.pipeline.combine is not None:
+            outlet = CombinedOutlet(client, self._job.results, self._ask_known)
+        else:
+            outlet = StreamOutlet(self._say, client, self._job.results)
         stack.callback(outlet.close)
         return outlet
 
@@ -292,26 +331,52 @@ class _Work:
         stack.callback(share.close)
         return share
 
-    def _ask(self, index: int) -> Record | None:
-        """Ask the run whether to begin with an event that others had; returns what to put down instead."""
+    def _ask_known(self, numbers: list[tuple[int, int]]) -> Ranges | None:
+        """Ask the run what counts of these, which are stored; None if it does not answer because it ends."""
+        self._say(Stored(numbers))
+        while not self._stopping.is_set():
+            try:
+                return Ranges(self._known.get(timeout=_SLICE_S).numbers)
+            except queue.Empty:
+                continue
+        return None
+
+    def _ask(self, index: int) -> Answer:
+        """Ask the run whether to begin with an event that others had."""
         self._say(Asked(index))
         while True:
             said = self._told.get()
             if isinstance(said, Answer) and said.index == index:
-                return said.instead
+                return said
             if isinstance(said, Stop):
-                return None  # it is noticed before the next event
+                return Answer(index, None)  # it is noticed before the next event
 
-    def _settled(self, task: Task, step: Step[WireRecord], feed: Feed) -> tuple[Task, WireRecord | None]:
+    def _gathered(self, task: Task, step: Step[WireRecord | None], feed: Feed, gathering: Gathering) -> None:
+        """Work on an event whose result is added to others."""
+        if task.known:
+            gathering.known(task)
+        elif task.instead is not None:
+            gathering.take(task, task.instead)
+        else:
+            gathering.take(task, self._worked(task, step, feed)[0])
+
+    def _settled(self, task: Task, step: Step[WireRecord | None], feed: Feed) -> tuple[Task, WireRecord | None]:
         """What became of an event, and what has to stay until that is safe."""
         if task.instead is not None:
             return task, self._to_wire(task.instead)
         if task.known:
             return task, None
+        record, wire, messages = self._worked(task, step, feed)
+        return (replace(task, held=messages) if isinstance(record.value, Forward) else task), wire
+
+    def _worked(
+        self, task: Task, step: Step[WireRecord | None], feed: Feed
+    ) -> tuple[Record, WireRecord | None, Mapping[str, Any]]:
         try:
             messages = task.load()
         except (MessageEvictedError, MessageNotFoundError) as error:
-            return task, self._to_wire(lost_record(task.index, error, share=task.share, width=self._width))
+            record = lost_record(task.index, error, share=task.share, width=self._width)
+            return record, self._to_wire(record), {}
         while self._retunes:
             retune = self._retunes.popleft()
             step.retune(retune.changed, retune.stamp)
@@ -320,4 +385,4 @@ class _Work:
             record, wire = step.work(task.index, messages, feed.resolve, share=task.share)
         finally:
             self._slot.show(NOTHING)
-        return (replace(task, held=messages) if isinstance(record.value, Forward) else task), wire
+        return record, wire, messages

@@ -24,7 +24,7 @@ from firstlight.pipeline._records import Record, UserError
 from firstlight.pipeline._reduction import Reduction
 from firstlight.pipeline._sources import Arrival, Ended, Source, looked_at
 from firstlight.pipeline._step import divided
-from firstlight.pipeline._talk import Answer, HandOut
+from firstlight.pipeline._talk import HandOut
 
 __all__ = ["Crew", "GroupCrew", "ShareCrew"]
 
@@ -61,14 +61,17 @@ class Crew(Protocol):
     def settled(self, worker: int, indices: list[int]) -> None:
         """The records of these events are safe."""
 
+    def worked(self, worker: int, numbers: list[int]) -> None:
+        """The results of these are added up, and not safe yet."""
+
+    def again(self, worker: int, numbers: list[int]) -> None:
+        """These have to be worked on again."""
+
     def left(self, worker: int, *, at_end: bool, aborted: str | None) -> None:
         """A worker is done."""
 
     def died(self, worker: int) -> None:
         """A worker is gone with what it had."""
-
-    def answer(self, pool: Pool, worker: int, index: int, instead: Record | None) -> None:
-        """A worker waits for the word whether to begin with an event, or what to put down instead."""
 
     def give_up(self, index: int) -> bool:
         """Nobody gets this event any more; False if that is not decided here."""
@@ -110,6 +113,12 @@ class GroupCrew:
     def settled(self, worker: int, indices: list[int]) -> None:
         """The service knows."""
 
+    def worked(self, worker: int, numbers: list[int]) -> None:
+        """The service need not know."""
+
+    def again(self, worker: int, numbers: list[int]) -> None:
+        """The worker tells the service."""
+
     def left(self, worker: int, *, at_end: bool, aborted: str | None) -> None:
         if at_end:
             self._at_end.add(worker)
@@ -118,9 +127,6 @@ class GroupCrew:
 
     def died(self, worker: int) -> None:
         self._at_end.discard(worker)
-
-    def answer(self, pool: Pool, worker: int, index: int, instead: Record | None) -> None:
-        pool.say(worker, Answer(index, instead))
 
     def give_up(self, index: int) -> bool:
         return False
@@ -239,10 +245,22 @@ class ShareCrew:
     def started(self, worker: int) -> None:
         self._dispatch.add_worker(worker)
 
+    def worked(self, worker: int, numbers: list[int]) -> None:
+        self._dispatch.worked(worker, numbers)
+        self._learn(worker, len(numbers))
+
+    def again(self, worker: int, numbers: list[int]) -> None:
+        self._dispatch.again(worker, numbers)
+
     def settled(self, worker: int, indices: list[int]) -> None:
         self._dispatch.done(worker, indices)
+        if self._pipeline.combine is None:
+            self._learn(worker, len(indices))
+
+    def _learn(self, worker: int, n_events: int) -> None:
+        """A worker took its time for so many events."""
         now = time.monotonic()
-        self._ahead.took(now - self._since.get(worker, now), len(indices))
+        self._ahead.took(now - self._since.get(worker, now), n_events)
         self._dispatch.per_worker = self._ahead.n + 1
         self._since[worker] = now
 
@@ -250,10 +268,9 @@ class ShareCrew:
         self._dispatch.lose_worker(worker)
 
     def died(self, worker: int) -> None:
-        self._dispatch.lose_worker(worker)
-
-    def answer(self, pool: Pool, worker: int, index: int, instead: Record | None) -> None:
-        pool.say(worker, Answer(index, instead))
+        for number in self._dispatch.lose_worker(worker):
+            if number in self._reduction.seen:  # stored, though the worker could not say so
+                self._dispatch.give_up(number)
 
     def give_up(self, index: int) -> bool:
         self._dispatch.give_up(index)

@@ -81,6 +81,8 @@ class Dispatch:
         self._unplaced: dict[_Key, list[int]] = {}
         self._has: dict[int, dict[int, _Waiting]] = {}
         self._n_bytes: dict[int, int] = {}
+        #: What a worker has worked on, and not made safe yet.
+        self._kept: dict[int, dict[int, _Waiting]] = {}
         self._for_everyone: dict[int, _Waiting] = {}
         self._owed: dict[int, list[int]] = {}
         self._begun: set[int] = set()
@@ -104,6 +106,7 @@ class Dispatch:
         had = self._has.pop(worker, None)
         if had is None:
             return []
+        had |= self._kept.pop(worker, {})
         self._places.forget(worker)
         # What is for everyone the others have as well, and so will whoever comes instead.
         again = sorted(number for number, waiting in had.items() if not waiting.share.everyone)
@@ -134,13 +137,37 @@ class Dispatch:
 
     def done(self, worker: int, numbers: Iterable[int]) -> None:
         """The worker's records of these are safe."""
-        has = self._has.get(worker, {})
+        has, kept = self._has.get(worker, {}), self._kept.get(worker, {})
         for number in numbers:
             found = has.pop(number, None)
             if found is not None:
                 self._n_bytes[worker] -= found.n_bytes
+            else:
+                found = kept.pop(number, None)
+            if found is not None:
                 self._close(number, found)
             self._begun.discard(number)
+
+    def worked(self, worker: int, numbers: Iterable[int]) -> None:
+        """The worker has worked on these; it has time for others, though the results are not safe yet."""
+        has, kept = self._has.get(worker, {}), self._kept.setdefault(worker, {})
+        for number in numbers:
+            found = has.pop(number, None)
+            if found is not None:
+                self._n_bytes[worker] -= found.n_bytes
+                kept[number] = found
+
+    def again(self, worker: int, numbers: Iterable[int]) -> None:
+        """What the worker did of these does not count: they wait again."""
+        has, kept = self._has.get(worker, {}), self._kept.get(worker, {})
+        for number in numbers:
+            found = kept.pop(number, None)
+            if found is None and number in has:
+                found = has.pop(number)
+                self._n_bytes[worker] -= found.n_bytes
+            if found is not None:
+                self._waiting[number] = found
+                self._queue(number, found.share)
 
     def give_up(self, number: int) -> None:
         """Nobody shall get this any more."""
@@ -270,7 +297,7 @@ class Dispatch:
     @property
     def idle(self) -> bool:
         """Nothing waits, and nobody has anything."""
-        return not self._waiting and not self._begun and not any(self._has.values())
+        return not self._waiting and not self._begun and not any(self._has.values()) and not any(self._kept.values())
 
 
 class _Places:

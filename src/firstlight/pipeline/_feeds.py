@@ -7,7 +7,7 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from firstlight.client import Client
@@ -18,7 +18,7 @@ from firstlight.pipeline._align import Ready
 from firstlight.pipeline._forward import Reference, fetch_reference
 from firstlight.pipeline._records import Record
 from firstlight.pipeline._sources import AtHand, Coming, FetchesAhead, Found, OpenSource
-from firstlight.pipeline._talk import GroupJob, HandOut, Stop
+from firstlight.pipeline._talk import Answer, GroupJob, HandOut, Stop
 
 __all__ = ["Feed", "GroupFeed", "ShareFeed", "Task"]
 
@@ -45,6 +45,10 @@ class Task:
         Of messages that are held until it is done.
     share
         Which share of the event.
+    alone
+        Its result is not added to others: every worker has one.
+    again
+        To be called when its record does not count, and it must be worked on once more.
     held
         Messages that must stay until the record is safe, because it refers to them.
     """
@@ -56,6 +60,8 @@ class Task:
     known: bool = False
     n_bytes: int = 0
     share: int = 0
+    alone: bool = False
+    again: Callable[[], None] = lambda: None
     held: Any = None
 
 
@@ -67,6 +73,10 @@ class Feed(Protocol):
 
     def resolve(self, reference: Reference) -> Found:
         """A message that an earlier pipeline refers to; raises as `OpenSource.fetch` does."""
+
+    @property
+    def has_none(self) -> bool:
+        """It is not known that there is a next task at once."""
 
     def next(self) -> Task | None:
         """The next task; None if there is none for a moment, or any more (`over`)."""
@@ -81,7 +91,9 @@ class GroupFeed:
         Asks the run about an event that somebody had before.
     """
 
-    def __init__(self, job: GroupJob, client: Client, ask: Callable[[int], Record | None]) -> None:
+    has_none = False
+
+    def __init__(self, job: GroupJob, client: Client, ask: Callable[[int], Answer]) -> None:
         self.over = False
         self.aborted: str | None = None
         self._job = job
@@ -120,10 +132,18 @@ class GroupFeed:
         instead, known = None, False
         if message.attempt > 1:
             known = self._is_known(message.id)
-            instead = None if known else self._ask(message.id)
-        name = self._name
+            if not known:
+                answer = self._ask(message.id)
+                instead, known = answer.instead, answer.known
+        name, number = self._name, message.id
         self._given_s = time.monotonic()
-        return Task(message.id, lambda: {name: message}, message.ack, instead, known, n_bytes)
+        task = Task(number, lambda: {name: message}, message.ack, instead, known, n_bytes)
+        if self._job.pipeline.combine is None:
+            return task
+        # By the id, so that the bytes go while the result waits for others.
+        return replace(
+            task, done=lambda: self._consumer.ack(number), again=lambda: self._consumer.nack(number)
+        )
 
     def resolve(self, reference: Reference) -> Found:
         """From the service, in place where that is on this machine."""
@@ -133,6 +153,8 @@ class GroupFeed:
         """Somebody put the record down and died before the acknowledgement."""
         results = self._job.results
         assert results is not None
+        if self._job.pipeline.combine is not None:
+            return False  # messages do not have the ids of events: the run knows
         found = self._client.get_many(results.source, [index], beamtime=results.beamtime, stream=results.stream)
         return any(True for _ in found)
 
@@ -205,6 +227,11 @@ class ShareFeed:
         self._told = told
         self._lots: deque[Lot] = deque()
 
+    @property
+    def has_none(self) -> bool:
+        """Nothing that was handed out is left."""
+        return not any(lot.events for lot in self._lots) and self._told.empty()
+
     def next(self) -> Task | None:
         """The next event that was handed out."""
         while self._lots and not self._lots[0].events:
@@ -214,7 +241,7 @@ class ShareFeed:
             return None
         lot = self._lots[0]
         event = lot.events.popleft()
-        return Task(event.index, lambda: self._at_hand.take(event, lot.fetch), _nothing, share=event.share)
+        return Task(event.index, lambda: self._at_hand.take(event, lot.fetch), _nothing, share=event.share, alone=event.everyone)
 
     def _listen(self) -> None:
         """Take in what was said; wait for it a little when there is nothing to do."""

@@ -8,12 +8,12 @@ from typing import Protocol
 
 from firstlight.client import Client, Producer
 from firstlight.errors import DuplicateIdError
-from firstlight.model import StreamId
+from firstlight.model import Ranges, StreamId
 from firstlight.pipeline._keeping import Keeper
-from firstlight.pipeline._records import WireRecord
+from firstlight.pipeline._records import NUMBER, WireRecord
 from firstlight.pipeline._talk import FromWorker, Reported, Settled
 
-__all__ = ["Outlet", "PipeOutlet", "StreamOutlet"]
+__all__ = ["CombinedOutlet", "Outlet", "PipeOutlet", "StreamOutlet"]
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +85,47 @@ class StreamOutlet:
                 self._send([record])
             except DuplicateIdError:
                 logger.info("event %d has a record already, with another content; that one stands", record[0])
+
+    def close(self) -> None:
+        """Leave the stream open for the others."""
+        self._producer.close()
+
+
+class CombinedOutlet:
+    """Records become messages of the results stream, with ids that the service gives; some stand for many events.
+
+    Attributes
+    ----------
+    known
+        What counts of those that were settled last, by number.
+
+    Parameters
+    ----------
+    ask
+        Asks the run which of these numbers count; None if it is not there to answer any more.
+    """
+
+    def __init__(
+        self, client: Client, results: StreamId, ask: Callable[[list[tuple[int, int]]], Ranges | None]
+    ) -> None:
+        self._producer = client.produce(
+            results.source, beamtime=results.beamtime, stream=results.stream, ack="written", finish=False
+        )
+        self._ask = ask
+        self.known: Ranges | None = Ranges()
+
+    def settle(self, records: Sequence[WireRecord]) -> None:
+        """Send them, wait until they are stored, and find out whether they count."""
+        if not records:
+            self.known = None
+            return
+        numbers = Ranges()
+        for number, data, meta in records:
+            for first, last in meta.get("covers", [(number, number)]):
+                numbers.add(first, last)
+            self._producer.send(data, meta={**meta, NUMBER: number})
+        self._producer.flush()
+        self.known = self._ask(list(numbers))
 
     def close(self) -> None:
         """Leave the stream open for the others."""

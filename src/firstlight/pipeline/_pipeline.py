@@ -16,7 +16,7 @@ from firstlight.pipeline._align import Align, ByIndex, check_inputs
 from firstlight.pipeline._assign import Assign, Divides
 from firstlight.pipeline._detectors import check_detectors, images_of
 from firstlight.pipeline._parameters import ParameterSet, ParameterSpec, current_values, fingerprint, parameter_specs
-from firstlight.pipeline._reducers import MakeReducer, make_reducer
+from firstlight.pipeline._reducers import Combine, MakeReducer, make_reducer
 from firstlight.processors import Layout
 
 __all__ = ["Closes", "OnError", "Pipeline", "Resets", "ResultEncoding", "SetsUp", "Worker"]
@@ -76,6 +76,8 @@ class Pipeline:
         worker: ``def hit(event, model)``. For what takes long to load and no scan changes: models, masks.
     reducer
         Makes a new reducer: a class or a function. Or several of them by name: each gets every result.
+    combine
+        Add results up in the worker processes already; None: each result comes here. The answer is the same.
     align
         How messages of the inputs become events.
     detectors
@@ -119,6 +121,7 @@ class Pipeline:
     worker: Callable[..., Any] = field(kw_only=True)
     worker_init: Callable[[], Any] | None = field(default=None, kw_only=True)
     reducer: MakeReducer | Mapping[str, MakeReducer] = field(kw_only=True)
+    combine: Combine | None = field(default=None, kw_only=True)
     align: Align = field(default=ByIndex(), kw_only=True)
     detectors: Mapping[str, Layout] = field(default_factory=dict, kw_only=True)
     assign: Assign | Sequence[Assign] = field(default=(), kw_only=True)
@@ -216,6 +219,10 @@ class Pipeline:
         if self.results not in ("msgpack", "pickle"):
             raise ConfigurationError(
                 f"results of pipeline {self.name!r} are 'msgpack' or 'pickle', not {self.results!r}"
+            )
+        if self.combine is not None and self.output:
+            raise ConfigurationError(
+                f"pipeline {self.name!r} cannot combine results at the workers: a next one reads each; leave combine= out"
             )
         if self.max_attempts < 1:
             raise ConfigurationError(f"max_attempts of pipeline {self.name!r} is at least 1, not {self.max_attempts}")

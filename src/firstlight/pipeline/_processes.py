@@ -17,6 +17,7 @@ from typing import Any
 
 from firstlight.client import Client
 from firstlight.errors import ConfigurationError, FirstlightError, PipelineError, WorkerError
+from firstlight.model import Ranges
 from firstlight.pipeline._align_values import index_of, number_of
 from firstlight.pipeline._assign import Assign, worker_tags
 from firstlight.pipeline._child import check_guarded, unguarded_text
@@ -28,12 +29,27 @@ from firstlight.pipeline._live import Live
 from firstlight.pipeline._parameters import ParameterSet
 from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._pool import Gone, Pool, Said
-from firstlight.pipeline._records import Record, UserError, from_wire
+from firstlight.pipeline._records import Record, UserError, from_wire, numbers_of
 from firstlight.pipeline._results import Results
 from firstlight.pipeline._run import OnView, Run
 from firstlight.pipeline._sources import Ended, Source
 from firstlight.pipeline._step import told
-from firstlight.pipeline._talk import Asked, Broke, GroupJob, Job, Left, Reported, Retune, Settled, ShareJob, Started
+from firstlight.pipeline._talk import (
+    Answer,
+    Asked,
+    Broke,
+    GroupJob,
+    Job,
+    Known,
+    Left,
+    Reported,
+    Retune,
+    Settled,
+    ShareJob,
+    Started,
+    Stored,
+    Worked,
+)
 
 __all__ = ["Processes"]
 
@@ -326,9 +342,13 @@ class ProcessesRun(Run):
             case Reported(records):
                 for wire in records:
                     self._reduction.take(from_wire(wire, self.pipeline.results))
-                crew.settled(said.number, [record[0] for record in records])
+                crew.settled(said.number, [number for wire in records for number in numbers_of(wire)])
             case Settled(indices):
                 crew.settled(said.number, indices)
+            case Worked(numbers):
+                crew.worked(said.number, numbers)
+            case Stored(stretches):
+                self._stored(said.number, stretches, pool, crew)
             case Asked(index):
                 self._asked(said.number, index, pool, crew)
             case Left(at_end, aborted):
@@ -341,7 +361,29 @@ class ProcessesRun(Run):
         for other in pool.numbers:
             if other != number and pool.working_on(other) == index and pool.is_dead(other, 1.0):
                 self._gone(other, pool, crew)
-        crew.answer(pool, number, index, self._verdict(index))
+        known = self.pipeline.combine is not None and bool(self._stored_of([(index, index)]))
+        pool.say(number, Answer(index, None if known else self._verdict(index), known))
+
+    def _stored(self, number: int, stretches: list[tuple[int, int]], pool: Pool, crew: Crew) -> None:
+        """A worker has stored combined records: they count if nobody had stored one of these events before."""
+        known = self._stored_of(stretches)
+        again = Ranges(stretches)
+        for first, last in known:
+            again.discard(first, last)
+        crew.settled(number, _every(known))
+        crew.again(number, _every(again))
+        pool.say(number, Known(list(known)))
+
+    def _stored_of(self, stretches: list[tuple[int, int]]) -> Ranges:
+        """Those of these numbers that have a record in the results stream now."""
+        self._drain()
+        return self._reduction.seen_of(stretches)
+
+    def _drain(self) -> None:
+        if self._results is not None and not self._results.drain(_DRAIN_WITHIN_S):
+            raise PipelineError(
+                f"the results in {self._results.stream} could not be read within {_DRAIN_WITHIN_S:.0f} s"
+            )
 
     def _verdict(self, call: int) -> Record | None:
         """The record of an event (or share of one) that has killed too many workers; None if it may be tried."""
@@ -387,6 +429,8 @@ class ProcessesRun(Run):
         record = self._verdict(call) if call is not None else None
         self._reduction.died(index, again=record is None, hung=hung)
         self._check_deaths(index, record, how)
+        if self.pipeline.combine is not None:
+            self._drain()  # what it has stored is done, though it could not say so
         crew.died(number)
         if record is not None:
             self._park(record, crew)
@@ -442,10 +486,7 @@ class ProcessesRun(Run):
                     self._reduction.take(from_wire(wire, self.pipeline.results))
 
     def _conclude(self, crew: Crew) -> None:
-        if self._results is not None and not self._results.drain(_DRAIN_WITHIN_S):
-            raise PipelineError(
-                f"the results in {self._results.stream} could not be read within {_DRAIN_WITHIN_S:.0f} s"
-            )
+        self._drain()
         if self._results is not None:
             self._results.checkpoint()
         if self._stopping.is_set():
@@ -475,6 +516,10 @@ class ProcessesRun(Run):
             logger.warning("could not abort %s: %s", self._results.stream, error)
 
 
+def _every(numbers: Ranges) -> list[int]:
+    return [number for first, last in numbers for number in range(first, last + 1)]
+
+
 def _nothing() -> Any:
     """Stands for the reducer in worker processes, which have none."""
 
@@ -492,12 +537,14 @@ def _check_tags(pipeline: Pipeline, workers: Sequence[frozenset[str]]) -> None:
 def _pickled_pipeline(pipeline: Pipeline) -> Pipeline:
     # The reducer and what assigns stay here, so they may be anything, for example a lambda.
     assign = tuple(Assign() for _ in pipeline.shares)
-    sendable = dataclasses.replace(pipeline, reducer=_nothing, assign=assign)
+    reducer = _nothing if pipeline.combine is None else pipeline.reducer
+    sendable = dataclasses.replace(pipeline, reducer=reducer, assign=assign)
     try:
         pickle.dumps(sendable)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
+        what = "worker" if pipeline.combine is None else "worker or the reducer, which adds up there,"
         raise ConfigurationError(
-            f"the worker of pipeline {pipeline.name!r} cannot be copied to other processes: {error}; define it "
+            f"the {what} of pipeline {pipeline.name!r} cannot be copied to other processes: {error}; define it "
             "in a module or a "
             "script (not in a function, and not as a lambda), or run on=Inline()"
         ) from error

@@ -5,7 +5,8 @@ stream the message has the id of the event, so a second copy of a record is reco
 stream is aligned with its inputs. ``meta`` holds:
 
 ============== ====================================================================================================
-``kind``       ``result``; ``none``: the worker returned None; ``error``: parked; ``lost``: its messages are gone
+``kind``       ``result``; ``none``: the worker returned None; ``error``: parked; ``lost``: its messages are gone;
+               ``combined``: what a worker process has added up, the data are the state of a reducer
 ``encoding``   of the data: ``array``, ``msgpack`` or ``pickle``, or ``forward``; absent unless ``kind`` is ``result``
 ``forward``    of a result that is a reference to its event, see `Forward`
 ``_record``    1 where there are no data: a message of a detector without data is none of these
@@ -14,6 +15,9 @@ stream is aligned with its inputs. ``meta`` holds:
 ``attempts``   how often the worker was called for it
 ``event_ns``   when the service had the last message of the event, ns UTC; 0 if unknown
 ``error``      ``type``, ``text`` and ``traceback`` of what went wrong
+``covers``     of ``combined``: stretches of the numbers of the records that it stands for; ``attempts`` counts, beyond
+               one, the calls of the worker beyond one for each, and ``event_ns`` is the oldest
+``number``     that of the record, where the id of the message is given by the service because results are combined
 ``width``      shares that an event has at most, if that is more than one: the id is then not that of the event, but
                ``(index - 1) * width + share + 1``
 ============== ====================================================================================================
@@ -21,21 +25,33 @@ stream is aligned with its inputs. ``meta`` holds:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
 from firstlight.errors import DataError, FirstlightError
-from firstlight.model import Message
+from firstlight.model import Message, Ranges
 from firstlight.pipeline._align_values import index_of, number_of
 from firstlight.pipeline._encoding import decode_result, encode_result
 from firstlight.pipeline._forward import RECORD, Forward
 
-__all__ = ["Kind", "Record", "UserError", "WireRecord", "from_message", "from_wire", "lost_record", "to_wire"]
+__all__ = [
+    "NUMBER",
+    "Kind",
+    "Record",
+    "UserError",
+    "WireRecord",
+    "combined_to_wire",
+    "from_message",
+    "from_wire",
+    "lost_record",
+    "numbers_of",
+    "to_wire",
+]
 
-Kind: TypeAlias = Literal["result", "none", "error", "lost"]
+Kind: TypeAlias = Literal["result", "none", "error", "lost", "combined"]
 
 #: ``(number, data, meta)``: what travels; the number is the index of the event, or that of its share (`number_of`).
 WireRecord: TypeAlias = tuple[int, Any, dict[str, Any]]
@@ -64,11 +80,19 @@ class Record:
     share: int = 0
     width: int = 1
     set_ns: int = 0
+    #: Of what a worker process has added up: the numbers of the records that it stands for.
+    covers: tuple[tuple[int, int], ...] = ()
 
     @property
     def number(self) -> int:
         """What tells it from every other record of the run, and is the id of its message."""
         return number_of(self.index, self.share, self.width)
+
+
+#: Whoever says more in a few bytes wants to see how much memory there is.
+_MAX_COMBINED = 1 << 24
+#: In the metadata of a record whose message does not have its number as the id.
+NUMBER = "number"
 
 
 class _Meta(msgspec.Struct, omit_defaults=True):
@@ -81,6 +105,13 @@ class _Meta(msgspec.Struct, omit_defaults=True):
     width: Annotated[int, msgspec.Meta(ge=1)] = 1
     forward: dict[str, Any] | None = None
     set_ns: int = 0
+    covers: tuple[tuple[int, int], ...] = ()
+
+
+def numbers_of(wire: WireRecord) -> list[int]:
+    """The numbers of the records that a record stands for: most often its own."""
+    covers = wire[2].get("covers")
+    return [number for first, last in covers for number in range(first, last + 1)] if covers else [wire[0]]
 
 
 def lost_record(index: int, error: FirstlightError, *, share: int = 0, width: int = 1) -> Record:
@@ -101,6 +132,22 @@ def to_wire(record: Record, encoding: str) -> WireRecord:
         return record.number, b"", {**_meta(record, name, forward), RECORD: 1}
     data, name = encode_result(record.value, encoding)
     return record.number, data, _meta(record, name)
+
+
+def combined_to_wire(state: bytes, numbers: Ranges, **facts: Any) -> WireRecord:
+    """The form that travels of what a worker process has added up.
+
+    Parameters
+    ----------
+    state
+        Of its reducer.
+    numbers
+        Of the records that it stands for.
+    facts
+        As in the metadata.
+    """
+    meta: dict[str, Any] = msgspec.to_builtins(_Meta("combined", covers=tuple(numbers), **facts))
+    return next(iter(numbers))[0], state, meta
 
 
 def _meta(record: Record, encoding: str, forward: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -127,6 +174,12 @@ def from_wire(wire: WireRecord, allowed: str) -> Record:
         value = Forward.from_json(meta.forward)
     elif meta.kind == "result":
         value = decode_result(data, meta.encoding, allowed=allowed)
+    elif meta.kind == "combined":
+        if meta.encoding != allowed:
+            raise DataError(f"combined results are encoded as {meta.encoding!r}, and the pipeline reads {allowed!r}")
+        if not _is_sane(meta.covers):
+            raise DataError(f"combined results say that they are of the events {meta.covers}")
+        value = bytes(data)
     index = index_of(number, meta.width)
     share = number - number_of(index, 0, meta.width)
     return Record(
@@ -140,13 +193,25 @@ def from_wire(wire: WireRecord, allowed: str) -> Record:
         share,
         meta.width,
         meta.set_ns,
+        meta.covers,
+    )
+
+
+def _is_sane(covers: Sequence[tuple[int, int]]) -> bool:
+    return (
+        bool(covers)
+        and all(0 < first <= last for first, last in covers)
+        and sum(last - first for first, last in covers) < _MAX_COMBINED
     )
 
 
 def from_message(message: Message, allowed: str) -> Record:
     """The record in a message of a results stream; see `from_wire`."""
     is_array = message.meta.get("encoding") == "array"
-    return from_wire((message.id, message.array if is_array else message.data, dict(message.meta)), allowed)
+    meta = dict(message.meta)
+    # Where results are combined the service gives the ids.
+    number = meta.pop(NUMBER, message.id)
+    return from_wire((number, message.array if is_array else message.data, meta), allowed)
 
 
 def _read_meta(number: int, values: Mapping[str, Any]) -> _Meta:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from firstlight.errors import ConfigurationError
 from firstlight.model import View
 
 __all__ = [
+    "Combine",
     "Finishes",
     "MakeReducer",
     "Ordered",
@@ -83,6 +85,37 @@ class Finishes(Protocol):
     def finish(self) -> None:
         """Called once, after the last `add` and before the last `snapshot`: when the scan is over, also when it was
         aborted or the run was stopped for good; not after an error, and not if another run may go on."""
+
+
+@dataclass(frozen=True)
+class Combine:
+    """Add results up in the worker processes, with `Reducer.merge`, so that fewer and larger records travel.
+
+    For results that are large or many: a histogram of each frame, say. A process sends what it has added up when one of
+    these is reached, when there is nothing to do, and at the end. Events of which nothing was sent yet are worked on
+    again when the process dies, so their messages have to be there as long.
+
+    Parameters
+    ----------
+    events
+        Results that are added up at most.
+    seconds
+        The oldest of them waits at most so long.
+
+    Raises
+    ------
+    ConfigurationError
+        If one of them is not above 0.
+    """
+
+    events: int = 100
+    seconds: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.events < 1 or not self.seconds > 0:
+            raise ConfigurationError(
+                f"Combine takes events from 1 on and seconds above 0, not {self.events} and {self.seconds}"
+            )
 
 
 MakeReducer: TypeAlias = Callable[[], Any]

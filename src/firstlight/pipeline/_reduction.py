@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from firstlight.pipeline._align_values import (
     index_of,
     number_of,
 )
+from firstlight.pipeline._combine import check_combined
 from firstlight.pipeline._in_order import InOrder
 from firstlight.pipeline._parameters import Retunes
 from firstlight.pipeline._pipeline import Pipeline
@@ -71,6 +72,8 @@ class Reduction:
         self._live = live
         self._lock = threading.Lock()
         self._begin_with(pipeline.make_reducer())
+        if pipeline.combine is not None:
+            check_combined(pipeline)
         self._counts = Counts()
         self.recent = Recent(pipeline)
         self._width = pipeline.width
@@ -102,6 +105,9 @@ class Reduction:
             If the reducer raised, and the pipeline stops at errors.
         """
         with self._lock:
+            if record.kind == "combined":
+                self._take_combined(record)
+                return
             if record.number in self.seen:
                 self._counts.duplicates += record.number not in self._for_everyone
                 return
@@ -119,6 +125,34 @@ class Reduction:
                 self._counts.late_results += self._order.n_late - n_late
                 self._give(ready)
 
+    def _take_combined(self, record: Record) -> None:
+        """As a whole or not at all; what it has to do with events that are done with, others have done meanwhile."""
+        if known := sum(b - a + 1 for first, last in record.covers for a, b in self.seen.within(first, last)):
+            self._counts.duplicates += known
+            return
+        part = self._pipeline.make_reducer()
+        restore(part, record.value, self._pipeline.results)
+        numbers = [number for first, last in record.covers for number in range(first, last + 1)]
+        for number in numbers:
+            self._see(number)
+            self.recent.took(Record(index_of(number, self._width), "result"))
+        self._count(record)
+        self._changes += 1
+        try:
+            self.reducer.merge(part)
+        except Exception as error:  # noqa: BLE001 - user code
+            for number in numbers:
+                self._counts.parked.add(index_of(number, self._width), index_of(number, self._width))
+            where = f"when it merged the results of {len(numbers)} events, {index_of(numbers[0], self._width)} among them"
+            self._failed(reducer_error(self._pipeline, where, error), error)
+            return
+        self._counts.results += len(numbers)
+        self._note_latency(record)
+
+    def _note_latency(self, record: Record) -> None:
+        if self._live and record.event_ns:
+            self._latency.record(max((time.time_ns() - record.event_ns) * 1e-9, 0.0))
+
     def _count(self, record: Record) -> None:
         self._counts.retried += record.attempts - 1
         self._counts.errors += record.attempts - 1
@@ -132,8 +166,7 @@ class Reduction:
         for record in records:
             self._count(record)
             self._reduce(record)
-            if self._live and record.event_ns:
-                self._latency.record(max((time.time_ns() - record.event_ns) * 1e-9, 0.0))
+            self._note_latency(record)
 
     def _see(self, number: int) -> None:
         self.seen.add(number, number)
@@ -366,6 +399,11 @@ class Reduction:
                 self._has_none(first, last)
 
     # -- looking at it ----------------------------------------------------------------------------------------------
+
+    def seen_of(self, stretches: Iterable[tuple[int, int]]) -> Ranges:
+        """Those of these numbers of which a record came."""
+        with self._lock:
+            return Ranges(piece for first, last in stretches for piece in self._counts.seen.within(first, last))
 
     @property
     def seen(self) -> Ranges:

@@ -20,8 +20,9 @@ from firstlight.pipeline._checkpoint import Checkpoints
 from firstlight.pipeline._live import Live
 from firstlight.pipeline._parameters import plain
 from firstlight.pipeline._pipeline import Pipeline
-from firstlight.pipeline._records import Record, from_message, to_wire
+from firstlight.pipeline._records import NUMBER, Record, from_message, to_wire
 from firstlight.pipeline._reduction import Reduction
+from firstlight.pipeline._state import kind_of
 
 __all__ = ["Results"]
 
@@ -70,6 +71,7 @@ class Results:
             "input_stream": live.stream,
             "parameters": {name: plain(value) for name, value in self._pipeline.parameters.items()},
             "parameters_hash": self._pipeline.parameters_hash,
+            "combined": kind_of(self._reduction.reducer) if self._pipeline.combine is not None else None,
         }
         earlier = self._earlier()
         if live.group is not None and live.checkpoint_s is not None:
@@ -84,6 +86,12 @@ class Results:
                 f"run {live.group!r} of pipeline {self._pipeline.name!r} was begun with another worker or other inputs "
                 f"({earlier.get('worker')} on {earlier.get('inputs')}); choose another group, so that their results do "
                 "not mix",
+                group=live.group,
+            )
+        if earlier.get("combined") != header["combined"]:
+            raise ConfigurationError(
+                f"run {live.group!r} of pipeline {self._pipeline.name!r} was begun with results combined by "
+                f"{earlier.get('combined') or 'nobody'}, not by {header['combined'] or 'nobody'}; choose another group",
                 group=live.group,
             )
         info = self._client.info(self.stream.source, **self._where)
@@ -146,7 +154,10 @@ class Results:
         """Put down a record that no worker could."""
         assert self._producer is not None
         index, data, meta = to_wire(record, self._pipeline.results)
-        self._producer.send(data, id=index, meta=meta)
+        if self._pipeline.combine is None:
+            self._producer.send(data, id=index, meta=meta)
+        else:
+            self._producer.send(data, meta={**meta, NUMBER: index})
         self._producer.flush()
 
     def drain(self, timeout: float) -> bool:

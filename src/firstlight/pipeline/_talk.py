@@ -29,6 +29,7 @@ __all__ = [
     "GroupJob",
     "HandOut",
     "Job",
+    "Known",
     "Left",
     "Quit",
     "Reported",
@@ -37,7 +38,9 @@ __all__ = [
     "ShareJob",
     "Started",
     "Stop",
+    "Stored",
     "ToWorker",
+    "Worked",
 ]
 
 
@@ -87,10 +90,19 @@ class HandOut:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """To `Asked`: go on, or put this record down instead."""
+    """To `Asked`: go on, or put this record down instead; or nothing, because its result is among those that others have
+    added up."""
 
     index: int
     instead: Record | None
+    known: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """To `Stored`: of those these count; the others are to be worked on again."""
+
+    numbers: list[tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +123,7 @@ class Quit:
     """There are no more runs: end the process."""
 
 
-ToWorker: TypeAlias = Begin | HandOut | Answer | Retune | Stop | Quit
+ToWorker: TypeAlias = Begin | HandOut | Answer | Known | Retune | Stop | Quit
 
 
 # -- from a worker --------------------------------------------------------------------------------------------------
@@ -144,6 +156,21 @@ class Settled:
 
 
 @dataclass(frozen=True, slots=True)
+class Worked:
+    """The results of these were added up, which is not yet safe: there is time for others."""
+
+    numbers: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Records that were combined are in the results stream, for these numbers: do they count, or had others done some of
+    them?"""
+
+    numbers: list[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
 class Left:
     """Good bye, until the next run: everything is settled. `at_end` if the stream has ended, not if the worker was
     stopped."""
@@ -159,4 +186,4 @@ class Broke:
     error: FirstlightError
 
 
-FromWorker: TypeAlias = Started | Asked | Reported | Settled | Left | Broke
+FromWorker: TypeAlias = Started | Asked | Reported | Settled | Worked | Stored | Left | Broke

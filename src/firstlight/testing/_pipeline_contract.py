@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from numpy.typing import NDArray
 
 from firstlight.errors import ConfigurationError, PipelineError, StreamAbortedError, WorkerError
 from firstlight.pipeline import (
+    Combine,
     Event,
     Executor,
     Items,
@@ -360,6 +362,32 @@ class BadEnd(Collect):
         raise OSError("disk full")
 
 
+@dataclass
+class Kept:
+    """Remembers which events it got, and may get the same only once."""
+
+    indices: list[int] = field(default_factory=list)
+
+    def add(self, index: int, result: Any) -> None:
+        assert index not in self.indices
+        self.indices.append(index)
+
+    def merge(self, other: Kept) -> None:
+        assert not set(self.indices) & set(other.indices)
+        self.indices += other.indices
+
+    def snapshot(self) -> dict[str, View]:
+        return {"n": Scalar(len(self.indices))}
+
+
+class HoldsALock(Kept):
+    """Cannot travel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+
 @dataclass(frozen=True)
 class SomeHaveNone:
     """Returns None at every third event, and raises at some."""
@@ -603,6 +631,46 @@ class PipelineContract:
             running.result()
         assert running.state == "failed" and running.reducer["good"].finished == [2]
 
+    @pytest.mark.parametrize("combine", [Combine(events=1), Combine(events=7), Combine(events=1000, seconds=0.05)])
+    def test_combining_at_the_workers_changes_nothing(self, combine: Combine) -> None:
+        ids = [index for index in range(1, 61) if index not in (7, 8)]
+        several = {"rows": MeanRows, "all": Kept}
+        pipeline = Pipeline("combined", inputs=["eiger"], worker=RowMeans(), reducer=several, combine=combine)
+        running = self.run(pipeline, self.permuted(ids))
+        found = running.result()
+        assert sorted(found["rows"].indices) == sorted(found["all"].indices) == ids
+        np.testing.assert_allclose(found["rows"].total, _expected(ids))
+        stats = running.stats
+        assert (stats.results, stats.events, stats.empty, stats.duplicates) == (58, 58, 0, 0)
+        assert list(stats.missing["eiger"]) == [(7, 8)] and stats.lag == 0
+
+    def test_events_without_a_result_are_counted_beside_combined_ones(self) -> None:
+        pipeline = self.reducing(
+            Kept, SomeHaveNone(raises_at=(5, 20)), on_error="skip", max_attempts=2, combine=Combine(events=5)
+        )
+        running = self.run(pipeline, self.permuted(range(1, 31)))
+        assert sorted(running.result().indices) == [i for i in range(1, 31) if i % 3 and i not in (5, 20)]
+        stats = running.stats
+        assert (stats.results, stats.empty, stats.events) == (18, 10, 30) and list(stats.parked) == [(5, 5), (20, 20)]
+        assert (stats.errors, stats.retried) == (4, 2)
+
+    def test_a_reducer_that_raises_is_named_also_where_results_are_combined(self) -> None:
+        pipeline = self.reducing({"good": Kept, "bad": BadReducer}, Slow(0.0), combine=Combine(events=5))
+        with pytest.raises(WorkerError, match=r"reducer 'bad' of pipeline 'reducing' raised at the result of event 3"):
+            self.run(pipeline, ContractData.of(range(1, 6))).result()
+        pipeline = self.reducing(BadReducer, Slow(0.0), combine=Combine(events=5), on_error="skip")
+        running = self.run(pipeline, ContractData.of(range(1, 11)))
+        assert sorted(running.result().found) == [1, 2, 4, 5, 6, 7, 8, 9, 10]
+        assert list(running.stats.parked) == [(3, 3)] and running.stats.errors == 1
+
+    @pytest.mark.parametrize(
+        ("reducer", "text"),
+        [(InSequence, "its reducer wants them in order"), (HoldsALock, "lock cannot be sent to another process")],
+    )
+    def test_what_cannot_be_combined_is_refused_at_once(self, reducer: Any, text: str) -> None:
+        with pytest.raises(ConfigurationError, match=f"'reducing' cannot combine results at the workers: .*{text}"):
+            run(self.reducing(reducer, combine=Combine()), self.source(ContractData.of([1])), on=self.executor())
+
     # -- errors of user code ----------------------------------------------------------------------------------------
 
     def raising(self, **more: Any) -> Pipeline:
@@ -686,6 +754,15 @@ class ProcessesContract(PipelineContract):
         with pytest.raises(WorkerError, match=r"killed by SIGKILL at event 7, 2 times") as caught:
             self.run(pipeline, ContractData.of(range(1, 21))).result()
         assert caught.value.values["event_index"] == 7
+
+    def test_killed_workers_change_nothing_where_results_are_combined(self, tmp_path: Path) -> None:
+        pipeline = self.mean(Dies((4, 11, 25), str(tmp_path), pause_s=0.005), combine=Combine(events=4, seconds=0.05))
+        running = self.run(pipeline, ContractData.of(range(1, 61)))
+        mean = running.result()
+        assert sorted(mean.indices) == list(range(1, 61))
+        np.testing.assert_allclose(mean.total, _expected(range(1, 61)))
+        stats = running.stats
+        assert (stats.events, stats.results, stats.workers_died, len(stats.parked)) == (60, 60, 3, 0)
 
     def test_a_result_that_cannot_travel_is_an_error_of_its_event(self) -> None:
         pipeline = Pipeline("objects", inputs=["eiger"], worker=unsendable, reducer=Collect)
