@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from firstlight.model import Ranges
-    from firstlight.pipeline import Executor, Pipeline, Run, Source, Stats
+    from firstlight.pipeline import Chain, Executor, Pipeline, Run, Source, Stats
 
-__all__ = ["fail", "follow", "load_pipeline", "run", "tell"]
+__all__ = ["fail", "follow", "load_pipeline", "load_target", "run", "stats_line", "tell"]
 
 #: Errors whose tracebacks are shown at the end of a run that skips them.
 _SHOWN_ERRORS = 3
@@ -34,7 +34,11 @@ _HOLD_S = 0.2
 
 def run(
     target: Annotated[
-        str, typer.Argument(metavar="MODULE:NAME", help="The pipeline: `saxs.py:saxs`, or `package.module:saxs`.")
+        str,
+        typer.Argument(
+            metavar="MODULE:NAME|CHAIN.toml",
+            help="The pipeline: `saxs.py:saxs`, or `package.module:saxs`; or a file that declares a chain.",
+        ),
     ],
     stream: Annotated[
         str | None,
@@ -83,7 +87,21 @@ def run(
     """
     import dataclasses
 
-    pipeline = load_pipeline(target).with_parameters(**_settings(parameters or []))
+    from firstlight.cli._chain import load_any, run_stages
+    from firstlight.pipeline import Chain, Live
+
+    loaded = load_any(target)
+    if isinstance(loaded, Chain):
+        if workers or parameters or skip_errors or view is not None:
+            raise ConfigurationError(
+                f"--workers, --set, --skip-errors and --view are about one pipeline, and {target} has several: say it "
+                "there, to its stages"
+            )
+        live = _source(stream, segments, beamtime, url, group, timeout)
+        if not isinstance(live, Live):
+            raise ConfigurationError("a chain runs on a service; leave --from out, or run its stages one by one")
+        return run_stages(loaded, live, as_json=as_json)
+    pipeline = loaded.with_parameters(**_settings(parameters or []))
     if skip_errors:
         pipeline = dataclasses.replace(pipeline, on_error="skip")
     source = _source(stream, segments, beamtime, url, group, timeout)
@@ -103,6 +121,16 @@ def load_pipeline(target: str) -> Pipeline:
     """
     from firstlight.pipeline import Pipeline
 
+    found = load_target(target)
+    if not isinstance(found, Pipeline):
+        raise ConfigurationError(f"{target} is a {type(found).__name__}, not a Pipeline")
+    return found
+
+
+def load_target(target: str) -> Pipeline | Chain:
+    """As `load_pipeline`, where a chain is welcome as well."""
+    from firstlight.pipeline import Chain, Pipeline
+
     place, colon, name = target.rpartition(":")
     if not colon or not place or not name:
         raise ConfigurationError(f"{target!r} does not name a pipeline: write FILE.py:NAME or MODULE:NAME")
@@ -110,12 +138,12 @@ def load_pipeline(target: str) -> Pipeline:
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
-            known = [key for key, value in vars(module).items() if isinstance(value, Pipeline)]
+            known = [key for key, value in vars(module).items() if isinstance(value, Pipeline | Chain)]
             raise ConfigurationError(f"{place} has no {name!r}; its pipelines: {', '.join(known) or 'none'}")
         found = getattr(found, part)
-    if not isinstance(found, Pipeline) and callable(found) and not isinstance(found, type):
+    if not isinstance(found, Pipeline | Chain) and callable(found) and not isinstance(found, type):
         found = _made_by(found, target)
-    if not isinstance(found, Pipeline):
+    if not isinstance(found, Pipeline | Chain):
         raise ConfigurationError(f"{target} is a {type(found).__name__}, not a Pipeline")
     return found
 
@@ -215,13 +243,14 @@ def _watch(running: Run, stop: threading.Event, as_json: bool) -> None:
         if as_json and running.state == "running":
             print_json({"state": running.state} | stats.facts())
         elif live:
-            sys.stderr.write(f"\r\x1b[K{_line(running.pipeline.name, stats)}")
+            sys.stderr.write(f"\r\x1b[K{stats_line(running.pipeline.name, stats)}")
             sys.stderr.flush()
     if live:
         sys.stderr.write("\n")
 
 
-def _line(name: str, stats: Stats) -> str:
+def stats_line(name: str, stats: Stats) -> str:
+    """A run in one line, under this name."""
     latency = stats.latency_s
     parts = [f"{name}: {number(stats.events)} events", f"{number(stats.rate_hz)}/s", f"lag {number(stats.lag)}"]
     if latency.count:
@@ -258,7 +287,7 @@ def tell(running: Run, as_json: bool) -> None:
             | {"views": {name: view_facts(view) for name, view in views.items()}}
         )
     else:
-        print(f"{_line(running.pipeline.name, stats)}  ({running.state} after {duration(stats.elapsed_s)})")
+        print(f"{stats_line(running.pipeline.name, stats)}  ({running.state} after {duration(stats.elapsed_s)})")
         if views:
             print(columns([(name, view_text(view)) for name, view in views.items()], indent="  "))
     for name, ids in stats.missing.items():

@@ -50,6 +50,8 @@ from firstlight.pipeline._chain import Chain, ChainRun, Stage, run_chain
 from firstlight.pipeline._detectors import DetectorImage
 from firstlight.pipeline._dispatch import Assignment, Dispatch
 from firstlight.pipeline._forward import Forward, Forwarded, Reference, Resolves, resolve
+from firstlight.pipeline._graph import Graph, Node, as_mermaid, as_text, graph_of
+from firstlight.pipeline._graph_svg import as_svg
 from firstlight.pipeline._inline import Inline
 from firstlight.pipeline._live import Live
 from firstlight.pipeline._parameters import Parameter, ParameterKind, ParameterSet, ParameterSpec
@@ -96,6 +98,7 @@ __all__ = [
     "Finishes",
     "Forward",
     "Forwarded",
+    "Graph",
     "Histogram",
     "Image",
     "Incomplete",
@@ -105,6 +108,7 @@ __all__ = [
     "Line",
     "Live",
     "MessageRow",
+    "Node",
     "OnView",
     "OpenSource",
     "Ordered",
@@ -146,8 +150,12 @@ __all__ = [
     "UserError",
     "View",
     "Worker",
+    "as_mermaid",
+    "as_svg",
+    "as_text",
     "attachment",
     "from_message",
+    "graph_of",
     "message_of",
     "replay",
     "resolve",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from firstlight.processors._assembled import Assembled, ModulePixels
 from firstlight.processors._layout import Layout, Module, ModuleKey
+from firstlight.processors._layout_svg import layout_svg
 from firstlight.processors._peaks import PeakFinder, Peaks, find_peaks, is_hit
 from firstlight.processors._powder import Powder
 
@@ -18,4 +19,5 @@ __all__ = [
     "Powder",
     "find_peaks",
     "is_hit",
+    "layout_svg",
 ]

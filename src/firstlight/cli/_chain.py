@@ -1,0 +1,139 @@
+"""Chains on the command line: the file that declares one, and all its stages at work."""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import typer
+
+from firstlight.cli._connect import stop_on_signals
+from firstlight.cli._output import note, print_json
+from firstlight.cli._run import load_target, stats_line, tell
+from firstlight.errors import ConfigurationError, PipelineError
+
+if TYPE_CHECKING:
+    from firstlight.pipeline import Chain, ChainRun, Live, Pipeline, Stage
+
+__all__ = ["load_any", "read_chain", "run_stages"]
+
+
+class _StageValues(msgspec.Struct, forbid_unknown_fields=True):
+    pipeline: str
+    inputs: list[str] | None = None
+    workers: int = 1
+    datasets: bool = False
+    skip_errors: bool = False
+    parameters: dict[str, Any] = {}
+
+
+class _ChainValues(msgspec.Struct, forbid_unknown_fields=True):
+    sources: list[str]
+    stages: dict[str, Any]
+    name: str = ""
+
+
+def load_any(target: str) -> Pipeline | Chain:
+    """What an argument names: a chain file (``.toml``), or a pipeline or chain in a module.
+
+    Raises
+    ------
+    ConfigurationError
+        If it cannot be read or imported.
+    """
+    return read_chain(Path(target)) if target.endswith(".toml") else load_target(target)
+
+
+def read_chain(path: Path) -> Chain:
+    """Read a chain file. Files of pipelines are looked for beside it.
+
+    Raises
+    ------
+    ConfigurationError
+        With the file, and the stage where it is about one.
+    """
+    from firstlight.pipeline import Chain
+
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}", path=str(path)) from error
+    except ValueError as error:  # what tomllib and UTF-8 raise
+        raise ConfigurationError(f"{path} is no chain file: {error}", path=str(path)) from error
+    try:
+        found = _converted(values, _ChainValues)
+        stages = [_stage(name, given, path.parent) for name, given in found.stages.items()]
+        return Chain(found.name or path.stem, found.sources, stages)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{path}: {error.text}", path=str(path)) from error
+
+
+def _stage(name: str, given: Any, folder: Path) -> Stage:
+    import dataclasses
+
+    from firstlight.pipeline import Pipeline, Stage
+
+    try:
+        values = _converted(given, _StageValues)
+        place, colon, what = values.pipeline.rpartition(":")
+        target = f"{folder / place}{colon}{what}" if place.endswith(".py") else values.pipeline
+        pipeline = load_target(target)
+        if not isinstance(pipeline, Pipeline):
+            raise ConfigurationError(f"{values.pipeline} is a chain; a stage is one pipeline")
+        pipeline = pipeline.with_parameters(**values.parameters)
+        if values.skip_errors:
+            pipeline = dataclasses.replace(pipeline, on_error="skip")
+        return Stage(name, pipeline, inputs=values.inputs, workers=values.workers, datasets=values.datasets)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"stage {name!r}: {error.text}", stage=name) from error
+
+
+def _converted(values: Any, kind: Any) -> Any:
+    try:
+        return msgspec.convert(values, kind)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(str(error)) from error
+
+
+def run_stages(chain: Chain, live: Live, *, as_json: bool) -> None:
+    """Run a chain to the end of its streams, one line for each stage, and leave with the exit code that it deserves."""
+    from firstlight.pipeline import run_chain
+
+    drawn = 0
+    with stop_on_signals() as stop, run_chain(chain, live) as running:
+        for stats in running:
+            if stop.is_set():
+                running.stop()
+            if as_json and running.state == "running":
+                facts = {name: {"state": running.runs[name].state} | found.facts() for name, found in stats.items()}
+                print_json({"state": running.state, "stages": facts})
+            elif sys.stderr.isatty() and not as_json:
+                drawn = _draw([stats_line(name, found) for name, found in stats.items()], drawn)
+    for run in running.runs.values():
+        tell(run, as_json)
+    _leave(running)
+
+
+def _draw(lines: list[str], drawn: int) -> int:
+    """Write the lines over those that were drawn before."""
+    up = f"\x1b[{drawn}A" if drawn else ""
+    sys.stderr.write(up + "".join(f"\r\x1b[K{line}\n" for line in lines))
+    sys.stderr.flush()
+    return len(lines)
+
+
+def _leave(running: ChainRun) -> None:
+    if running.failed is not None:
+        stage, error = running.failed
+        trace = error.values.get("traceback_text") if isinstance(error, PipelineError) else None
+        if trace and trace not in [shown.error.traceback for shown in running.runs[stage].stats.last_errors]:
+            note(trace.rstrip())
+        note(f"stage {stage} of chain {running.chain.name} ended it")
+        raise error
+    if running.state == "stopped":
+        raise typer.Exit(130)
+    if any(stats.parked or stats.lost for stats in running.stats.values()):
+        raise typer.Exit(1)
