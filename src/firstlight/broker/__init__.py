@@ -12,6 +12,7 @@ from firstlight.broker._stream import Selection, Stream
 from firstlight.broker._subscription import Delivery, Receiver, Subscription
 
 if TYPE_CHECKING:
+    from firstlight.broker._guard import LOOPBACK_ORIGINS, Guard
     from firstlight.broker._http import http_app
     from firstlight.broker._listener import HttpListener
     from firstlight.broker._service import DEFAULT_HTTP_PORT, Gateway, HttpSettings, Service, ServiceSettings
@@ -19,11 +20,13 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_HTTP_PORT",
     "DEFAULT_PORT",
+    "LOOPBACK_ORIGINS",
     "Broker",
     "BrokerSettings",
     "Delivery",
     "Gateway",
     "Group",
+    "Guard",
     "HttpListener",
     "HttpSettings",
     "Order",
@@ -45,8 +48,10 @@ _LAZY = {
     "DEFAULT_HTTP_PORT": "_service",
     "Gateway": "_service",
     "http_app": "_http",
+    "Guard": "_guard",
     "HttpListener": "_listener",
     "HttpSettings": "_service",
+    "LOOPBACK_ORIGINS": "_guard",
     "Service": "_service",
     "ServiceSettings": "_service",
 }

@@ -14,8 +14,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import WebSocketRoute
 
-from firstlight.broker import HttpListener
-from firstlight.live._guard import LOOPBACK_ORIGINS, Guard
+from firstlight.broker import LOOPBACK_ORIGINS, Guard, HttpListener
 from firstlight.live._parameters import Parameters
 from firstlight.live._routes import Answers, error_handlers
 from firstlight.live._snapshots import Shown, Snapshots

@@ -362,6 +362,14 @@ def test_nothing_listens_but_on_this_machine(beamline: Beamline) -> None:
     assert set(listening) <= {"127.0.0.1", "::1"}
 
 
+def test_pages_of_somebody_else_change_nothing(beamline: Beamline) -> None:
+    for url in (f"{beamline.controller}/api/v1/parameter/offset", f"{beamline.reducer}/api/v1/parameter/offset"):
+        answer = httpx.post(url, content=b"8", headers={"origin": "https://evil.example.org"})
+        assert answer.status_code == 403
+        assert httpx.get(url, headers={"host": "evil.example.org"}).status_code == 403
+    assert beamline.payload.parameters["offset"] == b"7"
+
+
 def test_streams_of_the_service_that_no_ingester_sends(
     payloads: Path, service: ThreadService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

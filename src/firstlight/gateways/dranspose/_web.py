@@ -9,7 +9,7 @@ from typing import Self
 
 from starlette.applications import Starlette
 
-from firstlight.broker import HttpListener
+from firstlight.broker import Guard, HttpListener
 
 __all__ = ["WebServer"]
 
@@ -39,7 +39,7 @@ class WebServer:
             for listener in self._listeners:
                 listener.sock.close()
             raise
-        self._apps = [app for app, _, _ in apps]
+        self._apps = [Guard(app, host=host, origins=()) for app, _, _ in apps]
         self._loop = asyncio.new_event_loop()
         self._serving = threading.Event()
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)

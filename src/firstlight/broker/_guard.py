@@ -7,9 +7,8 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
-
-from firstlight.hdf5tree import json_response
 
 __all__ = ["LOOPBACK_ORIGINS", "Guard", "is_loopback"]
 
@@ -53,7 +52,7 @@ class Guard:
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
         else:
-            await json_response({"error": "Forbidden", "text": refusal}, 403)(scope, receive, send)
+            await JSONResponse({"error": "Forbidden", "text": refusal}, 403)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> str:
         headers = Headers(scope=scope)

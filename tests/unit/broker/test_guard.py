@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from firstlight.live._guard import Guard, is_loopback
+from firstlight.broker._guard import Guard, is_loopback
 
 
 def admitted(
