@@ -95,14 +95,22 @@ class Parsed:
         return type(self.parsers[data.typ](data)).__name__
 
 
-class Failing(FrameNumbers):
-    """Raises at one event, and counts how often it was called for it."""
+class Raising(FrameNumbers):
+    """Raises at one event."""
+
+    def process_event(self, event: Any, parameters: Any, tick: bool) -> Any:
+        if event.event_number == 3:
+            raise RuntimeError("the sample has gone")
+        return super().process_event(event, parameters, tick)
+
+
+class Failing(Raising):
+    """The same, and writes down how often it was called for that event."""
 
     def process_event(self, event: Any, parameters: Any, tick: bool) -> Any:
         if event.event_number == 3:
             with open(f"calls-{os.getpid()}", "a") as calls:
                 calls.write("x")
-            raise RuntimeError("the sample has gone")
         return super().process_event(event, parameters, tick)
 
 

@@ -1,0 +1,184 @@
+"""``firstlight run --dranspose``, as it is typed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import httpx
+import pytest
+
+pytest.importorskip("dranspose", reason="dranspose is not installed: python -m pip install '.[test]'")
+
+from firstlight.testing import ThreadService
+from firstlight.testing._zmq import Pusher
+
+WITHIN_S = 60.0
+HERE = Path(__file__).resolve().parent
+DUMMY = ["-w", "examples.dummy.worker:FluorescenceWorker", "-r", "examples.dummy.reducer:FluorescenceReducer"]
+SCANNED = ["-s", "examples.dummy.source:FluorescenceSource"]
+OWN = ["-w", "own_payloads:FrameNumbers", "-r", "own_payloads:Lists"]
+
+
+def until(what: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + WITHIN_S
+    while not (found := what()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return found
+
+
+class Typed:
+    """A command under way; what it says and prints is collected."""
+
+    def __init__(self, folder: Path, arguments: list[str]) -> None:
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([*filter(None, sys.path), str(HERE)])}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "firstlight", "run", "--dranspose", *arguments],
+            cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.said: list[str] = []
+        self.printed: list[str] = []
+        self._threads = [
+            threading.Thread(target=self._collect, args=pair)
+            for pair in ((self.process.stderr, self.said), (self.process.stdout, self.printed))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _collect(self, pipe: IO[str], lines: list[str]) -> None:
+        with pipe:
+            for line in pipe:
+                lines.append(line)
+
+    def url(self, what: str) -> str:
+        """Where it serves."""
+        found = until(lambda: re.search(rf"{what}: (http\S+)", "".join(self.said)) or self.process.poll())
+        assert isinstance(found, re.Match), self.said
+        return str(found[1])
+
+    def end(self) -> tuple[int, str]:
+        """Exit code and what was printed."""
+        code = self.process.wait(WITHIN_S)
+        for thread in self._threads:
+            thread.join(WITHIN_S)
+        return code, "".join(self.printed)
+
+    def interrupt(self) -> tuple[int, str]:
+        self.process.send_signal(signal.SIGINT)
+        return self.end()
+
+
+@pytest.fixture
+def types(payloads: Path) -> Iterator[Callable[..., Typed]]:
+    typed: list[Typed] = []
+
+    def type_it(*arguments: str) -> Typed:
+        typed.append(Typed(payloads, list(arguments)))
+        return typed[-1]
+
+    yield type_it
+    for command in typed:
+        if command.process.poll() is None:
+            command.process.kill()
+            command.end()
+
+
+def test_a_recording(types: Callable[..., Typed]) -> None:
+    command = types(*OWN, "-f", "tests/data/dump_xrd.cbors", "--json")
+    code, out = command.end()
+    assert code == 0, command.said
+    shown = json.loads(out.splitlines()[-1])
+    assert (shown["state"], shown["events"]) == ("finished", 11)
+    assert shown["views"]["results/3"]["text"] == "{'xrd': 2}"
+
+
+def test_a_source_class_whose_results_are_looked_at_afterwards(types: Callable[..., Typed], tmp_path: Path) -> None:
+    import h5pyd
+
+    parameters = tmp_path / "parameters.json"
+    parameters.write_text('[{"name": "roi1", "data": "[0,5]"}]')
+    command = types(*DUMMY, *SCANNED, "-p", str(parameters), "--workers", "1", "--port", "0", "--keep-alive")
+    url = command.url("what the reducer publishes")
+    until(lambda: any("all events are done" in line for line in command.said))
+    with h5pyd.File(url + "/", "r") as file:
+        assert file["map/data/roi1"][:].tolist() == [5.0] * 10
+    code, _ = command.interrupt()
+    assert code == 0, command.said
+
+
+def test_scans_by_trigger_map(types: Callable[..., Typed], service: ThreadService) -> None:
+    detector = Pusher("tcp://127.0.0.1:0", waiting=100)
+    try:
+        command = types(
+            *OWN, "--controller-port", "0", "--port", "0", "--workers", "1", "--url", service.url,
+            "--ingester", "camera=dranspose.ingesters:ZmqPullSingleIngester",
+            "--set", f"camera.upstream_url={detector.endpoint}",
+        )  # fmt: skip
+        api = command.url("the controller") + "/api/v1"
+        hook = httpx.post(
+            f"{api}/sardana_hook", json={"streams": ["camera"], "scan": {"nb_points": 2}}, timeout=WITHIN_S
+        )
+        assert hook.status_code == 200
+        never = threading.Event()
+        for header in (
+            {"htype": "header", "filename": "", "msg_number": 0},
+            *({"htype": "image", "frame": n, "shape": [1], "type": "uint8", "compression": "none", "msg_number": n + 1}
+              for n in range(2)),
+            {"htype": "series_end", "msg_number": 3},
+        ):  # fmt: skip
+            parts = [json.dumps(header).encode()]
+            detector.send([*parts, b"\0"] if header["htype"] == "image" else parts, never)
+        until(lambda: httpx.get(f"{api}/progress").json()["finished"])
+        assert httpx.get(f"{api}/progress").json()["completed_events"] == 4
+        assert httpx.get(f"{api}/logs?level=debug").status_code == 200
+        code, _ = command.interrupt()
+        assert code == 0, command.said
+    finally:
+        detector.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (OWN, "say where events come from"),
+        ([*OWN, "-f", "absent.cbors"], "no recording"),
+        ([*OWN, "-f", "tests/data/eiger-small.cbors"], "there is no event"),
+        ([*OWN, "-f", "tests/data/dump_xrd.cbors", *SCANNED], "not --from and --source"),
+        ([*OWN, "--stream", "scan"], "--input SOURCE"),
+        ([*OWN, *SCANNED, "--keep-alive"], "does not go with --keep-alive"),
+        ([*OWN, *SCANNED, "--tag", "gpu"], "TAG=NUMBER"),
+        ([*OWN, "--controller-port", "0"], "--ingester"),
+        ([*OWN, "--controller-port", "0", "--ingester", "camera"], "STREAM=MODULE:CLASS"),
+        ([*OWN, "--controller-port", "0", "-f", "x.cbors"], "does not go with --from"),
+        (["-w", "own_payloads", "-r", "own_payloads:Lists", *SCANNED], "does not name a class"),
+        (["-w", "own_payloads:Names"], "Missing option"),
+    ],
+)
+def test_what_cannot_be_typed(
+    payloads: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    from firstlight.cli import main
+
+    assert main(["run", "--dranspose", *arguments, "--workers", "0"]) in (1, 2)
+    said = capsys.readouterr().err.strip().splitlines()
+    assert words in said[-1]
+    assert len(said) == 1
+
+
+def test_a_parked_event_is_told_with_its_traceback_and_an_exit_code(types: Callable[..., Typed]) -> None:
+    command = types("-w", "own_payloads:Raising", "-r", "own_payloads:Lists", "-f", "tests/data/dump_xrd.cbors")
+    code, _ = command.end()
+    assert code == 1
+    said = "".join(command.said)
+    assert "parked: events 4" in said, said
+    assert "the sample has gone" in said
