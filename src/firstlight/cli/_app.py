@@ -38,7 +38,14 @@ _EXIT_CODES = (
 )
 
 #: Verbs that come with other parts of firstlight: module, and the function in it.
-_OTHERS = (("_run", "run"), ("_graph", "graph"), ("_layout", "layout"), ("_demo", "demo"), ("_bench", "bench"))
+_OTHERS = (
+    ("_run", "run"),
+    ("_debug", "debug"),
+    ("_graph", "graph"),
+    ("_layout", "layout"),
+    ("_demo", "demo"),
+    ("_bench", "bench"),
+)
 
 #: A verb with options of its own, although it looks like an option of ``run``: under dranspose, -w names the worker.
 RUN_DRANSPOSE = "run --dranspose"

@@ -24,7 +24,17 @@ if TYPE_CHECKING:
     from firstlight.model import Ranges
     from firstlight.pipeline import Chain, Executor, Pipeline, Run, Source, Stats
 
-__all__ = ["fail", "follow", "load_pipeline", "load_target", "run", "stats_line", "tell"]
+__all__ = [
+    "fail",
+    "follow",
+    "load_pipeline",
+    "load_target",
+    "run",
+    "settings",
+    "source_of",
+    "stats_line",
+    "tell",
+]
 
 #: Errors whose tracebacks are shown at the end of a run that skips them.
 _SHOWN_ERRORS = 3
@@ -97,18 +107,35 @@ def run(
                 f"--workers, --set, --skip-errors and --view are about one pipeline, and {target} has several: say it "
                 "there, to its stages"
             )
-        live = _source(stream, segments, beamtime, url, group, timeout)
+        live = source_of(stream, segments, beamtime, url, group, timeout)
         if not isinstance(live, Live):
             raise ConfigurationError("a chain runs on a service; leave --from out, or run its stages one by one")
         return run_stages(loaded, live, as_json=as_json)
-    pipeline = loaded.with_parameters(**_settings(parameters or []))
+    pipeline = loaded.with_parameters(**settings(parameters or []))
     if skip_errors:
         pipeline = dataclasses.replace(pipeline, on_error="skip")
-    source = _source(stream, segments, beamtime, url, group, timeout)
+    source = source_of(stream, segments, beamtime, url, group, timeout)
     check_hold(view, hold=hold)
-    running = follow(pipeline, source, _executor(workers), as_json, view=view, hold=hold)
+    running = follow(pipeline, source, _executor(workers), as_json, view=view, hold=hold, target=_absolute(target))
     tell(running, as_json)
+    _note_replay(running, parameters or [])
     fail(running)
+
+
+def _absolute(target: str) -> str:
+    """The pipeline as it is called from any folder."""
+    place, _, name = target.rpartition(":")
+    return f"{Path(place).resolve()}:{name}" if place.endswith(".py") else target
+
+
+def _note_replay(running: Run, parameters: list[str]) -> None:
+    """How to see what went wrong in a debugger."""
+    from firstlight.cli._debug import replay_command
+
+    parked = next(iter(running.stats.parked), (None, None))[0]
+    index = parked if running.error is None else running.error.values.get("event_index")
+    if index is not None and running.target is not None:
+        note(f"in a debugger: {replay_command(running.target, running.source, index, parameters=parameters)}")
 
 
 def load_pipeline(target: str) -> Pipeline:
@@ -183,7 +210,8 @@ def _import(name: str, folder: Path) -> Any:
         raise ConfigurationError(f"cannot import {name!r}: {type(error).__name__}: {error}", module=name) from error
 
 
-def _settings(given: list[str]) -> dict[str, str]:
+def settings(given: list[str]) -> dict[str, str]:
+    """What ``--set FIELD=VALUE`` gives."""
     found = {}
     for setting in given:
         name, equals, value = setting.partition("=")
@@ -193,10 +221,11 @@ def _settings(given: list[str]) -> dict[str, str]:
     return found
 
 
-def _source(
+def source_of(
     stream: str | None, segments: Path | None, beamtime: str | None, url: str | None, group: str | None,
     timeout: float | None,
 ) -> Source:  # fmt: skip
+    """The source that ``--stream`` or ``--from`` names."""
     from firstlight.client import DEFAULT_URL
     from firstlight.model import DEFAULT_BEAMTIME
     from firstlight.pipeline import Live, Recording, Segments
@@ -221,13 +250,14 @@ def _executor(workers: int) -> Executor:
 
 def follow(
     pipeline: Pipeline, source: Source, executor: Executor, as_json: bool, *, view: str | None = None,
-    hold: bool = False,
+    hold: bool = False, target: str | None = None,
 ) -> Run:  # fmt: skip
-    """Run to the end, with a sign of life."""
+    """Run to the end, with a sign of life; `target` is what the command line calls the pipeline."""
     from firstlight.pipeline import run as start
 
     with stop_on_signals() as stop:
         running = start(pipeline, source, on=executor)
+        running.target = target
         with served(running, view, as_json=as_json):
             _watch(running, stop, as_json)
             while hold and not stop.wait(_HOLD_S):

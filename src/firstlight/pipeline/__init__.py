@@ -47,6 +47,7 @@ from firstlight.pipeline._align_values import (
 from firstlight.pipeline._assign import Assign
 from firstlight.pipeline._attaching import Attachment, attachment
 from firstlight.pipeline._chain import Chain, ChainRun, Stage, run_chain
+from firstlight.pipeline._debugging import DebugWorker
 from firstlight.pipeline._detectors import DetectorImage
 from firstlight.pipeline._dispatch import Assignment, Dispatch
 from firstlight.pipeline._forward import Forward, Forwarded, Reference, Resolves, resolve
@@ -85,6 +86,7 @@ __all__ = [
     "Chain",
     "ChainRun",
     "Combine",
+    "DebugWorker",
     "Descriptor",
     "DetectorImage",
     "Dispatch",
