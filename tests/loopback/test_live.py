@@ -23,8 +23,8 @@ from websockets.sync.client import ClientConnection, connect
 from firstlight.errors import ConnectionLostError
 from firstlight.live import Server, serve, unpack_view
 from firstlight.model import Axis, Image, Scalar, Trend, View
-from firstlight.pipeline import Inline, Items, Parameter, Pipeline, Run, run
-from unit.live.views import VIEWS, Shows, items, pipeline
+from firstlight.pipeline import Inline, Items, Parameter, Pipeline, Processes, Run, run
+from unit.live.views import VIEWS, ShowingWorker, Shows, items, pipeline
 
 _WITHIN_S = 30.0
 
@@ -456,6 +456,21 @@ def test_closing_tells_those_who_listen(stack: ExitStack) -> None:
     server.close()
     with pytest.raises(httpx.ConnectError):
         get(server, "/health")
+
+
+def test_views_of_workers_come_from_their_processes() -> None:
+    shows = Pipeline("shows", inputs=["eiger"], worker=ShowingWorker, reducer=Shows)
+    running = run(shows, items(40), on=Processes(2))
+    running.result(_WITHIN_S)
+    shown = {name: view for name, view in running.views().items() if name.startswith("worker ")}
+    assert set(shown) <= {"worker 0/n", "worker 1/n"}
+    assert sum(view.value for view in shown.values() if isinstance(view, Scalar)) == 40
+    with serve(running) as server:
+        listed = [facts["name"] for facts in get(server, "/api/v1/views").json()]
+        assert set(shown) < set(listed)
+        name = next(iter(shown))
+        assert get(server, f"/api/v1/views/{name}").json()["name"] == name
+        assert f"/views/{name}/value" in get(server, "/h5grove/paths/").json()
 
 
 # -- as a file --------------------------------------------------------------------------------------------------------

@@ -325,7 +325,7 @@ def tell(running: Run, as_json: bool) -> None:
             note(f"{name} did not have {_ids(ids)}")
     _note_outcomes(stats)
     for shown in stats.last_errors[:_SHOWN_ERRORS]:
-        where = "the reducer" if shown.index is None else f"event {shown.index}"
+        where = "between events" if shown.index is None else f"event {shown.index}"
         note(f"{where}: {shown.error.traceback.rstrip() or shown.error.text}")
 
 

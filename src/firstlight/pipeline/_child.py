@@ -58,6 +58,7 @@ from firstlight.pipeline._talk import (
     Stored,
     Worked,
 )
+from firstlight.pipeline._worker_views import Showing, WorkersShown
 
 __all__ = ["NOTHING", "UNGUARDED", "check_guarded", "unguarded_text", "worker_main"]
 
@@ -95,6 +96,8 @@ def unguarded_text() -> str:
         "a worker process has come upon the line that begins the run, because it reads the same file: put that line "
         'below `if __name__ == "__main__":`'
     )
+
+
 _SLICE_S = 0.1
 
 
@@ -275,9 +278,11 @@ class _Work:
         if self._job.pipeline.combine is not None:
             self._gathering = self._gather(outlet, settler)
         step = make_step(self._job, stack)
+        showing = Showing(step)
         self._say(Started())
         try:
-            self._loop(feed, step, settler)
+            self._loop(feed, step, settler, showing)
+            self._show(showing.look(last=True))
         finally:
             # Also when the worker raised: what it did before that is done.
             if self._gathering is not None:
@@ -285,7 +290,7 @@ class _Work:
             settler.drain()
         return Left(at_end=feed.over, aborted=feed.aborted)
 
-    def _loop(self, feed: Feed, step: Step[WireRecord | None], settler: Settler) -> None:
+    def _loop(self, feed: Feed, step: Step[WireRecord | None], settler: Settler, showing: Showing) -> None:
         while not (self._stopping.is_set() or feed.over):
             if self._gathering is not None:
                 self._gathering.look(has_none=feed.has_none)
@@ -298,6 +303,11 @@ class _Work:
                 self._gathered(task, step, feed, self._gathering)
             else:
                 settler.put(*self._settled(task, step, feed))
+            self._show(showing.look())
+
+    def _show(self, shown: WorkersShown | None) -> None:
+        if shown is not None:
+            self._say(shown)
 
     def _gather(self, outlet: Outlet, settler: Settler) -> Gathering:
         known = (lambda: outlet.known) if isinstance(outlet, CombinedOutlet) else None

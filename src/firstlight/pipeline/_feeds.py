@@ -141,9 +141,7 @@ class GroupFeed:
         if self._job.pipeline.combine is None:
             return task
         # By the id, so that the bytes go while the result waits for others.
-        return replace(
-            task, done=lambda: self._consumer.ack(number), again=lambda: self._consumer.nack(number)
-        )
+        return replace(task, done=lambda: self._consumer.ack(number), again=lambda: self._consumer.nack(number))
 
     def resolve(self, reference: Reference) -> Found:
         """From the service, in place where that is on this machine."""
@@ -241,7 +239,9 @@ class ShareFeed:
             return None
         lot = self._lots[0]
         event = lot.events.popleft()
-        return Task(event.index, lambda: self._at_hand.take(event, lot.fetch), _nothing, share=event.share, alone=event.everyone)
+        return Task(
+            event.index, lambda: self._at_hand.take(event, lot.fetch), _nothing, share=event.share, alone=event.everyone
+        )
 
     def _listen(self) -> None:
         """Take in what was said; wait for it a little when there is nothing to do."""

@@ -26,6 +26,7 @@ from firstlight.pipeline._records import Record, lost_record
 from firstlight.pipeline._run import OnView, Run
 from firstlight.pipeline._sources import AtHand, Ended, OpenSource, Source, Tidings, looked_at
 from firstlight.pipeline._step import Step, divided
+from firstlight.pipeline._worker_views import Showing, WorkersShown
 
 __all__ = ["Inline", "Listening", "aborted_error"]
 
@@ -131,6 +132,7 @@ class InlineRun(Run):
         at_hand = AtHand(opened, _MAX_HELD)
         sharing = Sharing(self.pipeline.shares)
         clock = Listening() if self._source.live else None
+        showing = Showing(step)
         for told in opened.tidings():
             if self._stopping.is_set():
                 return
@@ -139,11 +141,17 @@ class InlineRun(Run):
                 actions += aligner.tick(clock.now_s())
             for action in actions:
                 self._act(action, sharing, at_hand, step)
+            self._look(showing.look())
             self._show()
             yield
             if clock is not None:
                 clock.again()
+        self._look(showing.look(last=True))
         self._reduction.missed(aligner.missing())
+
+    def _look(self, shown: WorkersShown | None) -> None:
+        if shown is not None:
+            self._worker_shows(0, shown)
 
     def _noted(self, told: Tidings, aligner: Aligner, opened: OpenSource, at_hand: AtHand) -> list[Action]:
         if told is None:

@@ -11,7 +11,7 @@ from hashlib import blake2b
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from firstlight.errors import ConfigurationError
-from firstlight.model import Event, StreamId
+from firstlight.model import Event, StreamId, View
 from firstlight.pipeline._align import Align, ByIndex, check_inputs
 from firstlight.pipeline._assign import Assign, Divides
 from firstlight.pipeline._detectors import check_detectors, images_of
@@ -55,6 +55,14 @@ class Closes(Protocol):
 
     def close(self) -> None:
         """Called once in each process, also when the run is stopped, but not when the process is killed."""
+
+
+@runtime_checkable
+class ShowsViews(Protocol):
+    """A worker that has something to show."""
+
+    def snapshot(self) -> Mapping[str, View]:
+        """What there is to see now; called between events, about once a second."""
 
 
 @dataclass(frozen=True)

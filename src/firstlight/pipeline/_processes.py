@@ -50,6 +50,7 @@ from firstlight.pipeline._talk import (
     Stored,
     Worked,
 )
+from firstlight.pipeline._worker_views import WorkersShown
 
 __all__ = ["Processes"]
 
@@ -349,6 +350,8 @@ class ProcessesRun(Run):
                 crew.worked(said.number, numbers)
             case Stored(stretches):
                 self._stored(said.number, stretches, pool, crew)
+            case WorkersShown():
+                self._worker_shows(said.number, said.what)
             case Asked(index):
                 self._asked(said.number, index, pool, crew)
             case Left(at_end, aborted):
@@ -484,6 +487,8 @@ class ProcessesRun(Run):
             if isinstance(happened, Said) and isinstance(happened.what, Reported):
                 for wire in happened.what.records:
                     self._reduction.take(from_wire(wire, self.pipeline.results))
+            if isinstance(happened, Said) and isinstance(happened.what, WorkersShown):
+                self._worker_shows(happened.number, happened.what)
 
     def _conclude(self, crew: Crew) -> None:
         self._drain()

@@ -143,7 +143,9 @@ class Reduction:
         except Exception as error:  # noqa: BLE001 - user code
             for number in numbers:
                 self._counts.parked.add(index_of(number, self._width), index_of(number, self._width))
-            where = f"when it merged the results of {len(numbers)} events, {index_of(numbers[0], self._width)} among them"
+            where = (
+                f"when it merged the results of {len(numbers)} events, {index_of(numbers[0], self._width)} among them"
+            )
             self._failed(reducer_error(self._pipeline, where, error), error)
             return
         self._counts.results += len(numbers)
@@ -227,6 +229,12 @@ class Reduction:
                 self._counts.errors += 1
                 words = UserError(error.values["error_type"], error.text, error.values["traceback_text"])
                 self._counts.last_errors.append(EventError(index, words))
+
+    def failed_between(self, words: UserError) -> None:
+        """User code raised at no event, and the run goes on."""
+        with self._lock:
+            self._counts.errors += 1
+            self._counts.last_errors.append(EventError(None, words))
 
     def offered(self, total: int) -> None:
         """The inputs have offered so many events."""

@@ -19,6 +19,7 @@ from firstlight.pipeline._reduction import Reduction
 from firstlight.pipeline._sources import Source
 from firstlight.pipeline._stats import Stats
 from firstlight.pipeline._step import told
+from firstlight.pipeline._worker_views import WorkersShown, WorkerViews
 
 __all__ = ["Executor", "OnView", "Run", "State"]
 
@@ -63,6 +64,7 @@ class Run(abc.ABC):
         self._state: State = "running"
         self._reduction = Reduction(pipeline, live=source.live)
         self._reduction.retune(self.parameters.values)
+        self._worker_views = WorkerViews()
         self._on_view = on_view
         self._view_every_s = view_every_s
         self._view_at = time.monotonic() + view_every_s
@@ -138,19 +140,19 @@ class Run(abc.ABC):
             return new
 
     def views(self) -> dict[str, View]:
-        """What the reducer shows now; empty before its first result.
+        """What the reducer shows now, and what workers show, as ``worker 0/name``; empty before the first result.
 
         Raises
         ------
         WorkerError
             If the reducer raises.
         """
-        return self._reduction.snapshot()
+        return self._reduction.snapshot() | self._worker_views.all()
 
     @property
     def view_version(self) -> int:
         """Another number whenever `views` may show something else; 0 while there is nothing to see."""
-        return self._reduction.view_version
+        return self._reduction.view_version + self._worker_views.version
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the end, and return the reducer. After `stop` it holds what was done until then.
@@ -220,6 +222,13 @@ class Run(abc.ABC):
         ConfigurationError
             If a value cannot reach them; then nothing has changed.
         """
+
+    def _worker_shows(self, worker: int, shown: WorkersShown) -> None:
+        """A worker shows something, or failed to."""
+        if shown.error is not None:
+            self._reduction.failed_between(shown.error)
+        else:
+            self._worker_views.put(worker, shown.views)
 
     #: Another run may go on where this one was stopped.
     _can_be_continued = False

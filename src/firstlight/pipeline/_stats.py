@@ -19,7 +19,7 @@ _KEPT_ERRORS = 100
 
 @dataclass(frozen=True, slots=True)
 class EventError:
-    """Why an event has no result; `index` is None for what the reducer raised between events."""
+    """Why an event has no result; `index` is None for what was raised between events."""
 
     index: int | None
     error: UserError

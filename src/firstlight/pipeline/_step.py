@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 from firstlight.errors import DataError, WorkerError
-from firstlight.model import Event
+from firstlight.model import Event, View
 from firstlight.pipeline._align_values import Ready
 from firstlight.pipeline._assign import Call, Sharing
 from firstlight.pipeline._forward import Fetch, event_parts, with_references
 from firstlight.pipeline._parameters import Retunes, Stamp, current_values
-from firstlight.pipeline._pipeline import Closes, Pipeline, Resets, SetsUp, Worker
+from firstlight.pipeline._pipeline import Closes, Pipeline, Resets, SetsUp, ShowsViews, Worker
 from firstlight.pipeline._records import Kind, Record, UserError, lost_record
 from firstlight.pipeline._reducers import PartError
 
@@ -77,6 +77,8 @@ class Step(Generic[_Made]):
         # A script's classes have another module name in a worker process, so that one is told the hash.
         self._stamp = stamp or pipeline.parameter_set().stamp
         self._width = pipeline.width
+        #: So many the worker was called with.
+        self.n_events = 0
         self._more = (preparation or Preparation()).arguments(pipeline)
         try:
             self._worker: Worker = pipeline.make_worker()
@@ -121,6 +123,7 @@ class Step(Generic[_Made]):
         WorkerError
             If it raised and the pipeline stops at errors.
         """
+        self.n_events += 1
         attempts = 0
         event_ns = event.stored_ns
         while True:
@@ -173,6 +176,30 @@ class Step(Generic[_Made]):
                 self._worker.setup()
         except Exception as error:  # user code
             raise _wrapped(self._pipeline, error, "could not take other parameters", None) from error
+
+    @property
+    def stops_at_errors(self) -> bool:
+        """The run ends with the first error of user code."""
+        return self._pipeline.on_error == "stop"
+
+    def views(self) -> dict[str, View] | None:
+        """What the worker shows; None if it has nothing of the kind.
+
+        Raises
+        ------
+        WorkerError
+            If it raises, or shows something else than views by name.
+        """
+        if not isinstance(self._worker, ShowsViews):
+            return None
+        try:
+            views = dict(self._worker.snapshot())
+            for name, view in views.items():
+                if not isinstance(view, View):
+                    raise TypeError(f"it shows {name!r} as a {type(view).__name__}, which is no View")
+        except Exception as error:  # user code
+            raise _wrapped(self._pipeline, error, "raised when it was asked for its views", None) from error
+        return views
 
     @property
     def can_be_reset(self) -> bool:

@@ -19,6 +19,7 @@ from firstlight.pipeline._parameters import Stamp
 from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._records import Record, WireRecord
 from firstlight.pipeline._sources import Source
+from firstlight.pipeline._worker_views import WorkersShown
 
 __all__ = [
     "Answer",
@@ -186,4 +187,4 @@ class Broke:
     error: FirstlightError
 
 
-FromWorker: TypeAlias = Started | Asked | Reported | Settled | Worked | Stored | Left | Broke
+FromWorker: TypeAlias = Started | Asked | Reported | Settled | WorkersShown | Worked | Stored | Left | Broke

@@ -57,3 +57,17 @@ def pipeline(**more: Any) -> Pipeline:
 
 def items(n: int = 3) -> Items:
     return Items({"eiger": [np.zeros(2)] * n})
+
+
+class ShowingWorker:
+    """Shows how many events it had, also in a process of its own."""
+
+    def __init__(self) -> None:
+        self.n = 0
+
+    def __call__(self, event: Any) -> int:
+        self.n += 1
+        return 1
+
+    def snapshot(self) -> dict[str, View]:
+        return {"n": Scalar(self.n)}
