@@ -112,8 +112,8 @@ def run_stages(chain: Chain, live: Live, *, as_json: bool) -> None:
                 print_json({"state": running.state, "stages": facts})
             elif sys.stderr.isatty() and not as_json:
                 drawn = _draw([stats_line(name, found) for name, found in stats.items()], drawn)
-    for run in running.runs.values():
-        tell(run, as_json)
+    for name, run in running.runs.items():
+        tell(run, as_json, stage=name)
     _leave(running)
 
 

@@ -306,13 +306,14 @@ def _total(by_input: Mapping[str, Ranges]) -> int:
     return sum(len(ids) for ids in by_input.values())
 
 
-def tell(running: Run, as_json: bool) -> None:
+def tell(running: Run, as_json: bool, *, stage: str | None = None) -> None:
     """What came out, on stdout; what went wrong on the way, on stderr."""
     stats = running.stats
     views = running.views() if running.state != "failed" else {}
     if as_json:
         print_json(
-            {"state": running.state}
+            ({"stage": stage} if stage is not None else {})
+            | {"state": running.state}
             | stats.facts()
             | {"views": {name: view_facts(view) for name, view in views.items()}}
         )

@@ -1,0 +1,242 @@
+"""Chains at work: three stages from one file, stopped as one, and as good as their pipelines alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import firstlight
+from firstlight.cli import main
+from firstlight.client import Client
+from firstlight.errors import WorkerError
+from firstlight.pipeline import Chain, Event, Forward, Live, Pipeline, Stage, run_chain
+from firstlight.testing import ThreadService
+from firstlight.testing._pipeline_contract import Collect
+
+_WITHIN_S = 60.0
+N_FRAMES = 60
+HITS = list(range(5, N_FRAMES + 1, 5))
+
+_FILE = """
+import time
+from dataclasses import dataclass
+from firstlight.pipeline import Forward, Pipeline, Scalar
+from firstlight.testing._pipeline_contract import Collect
+
+@dataclass(frozen=True)
+class Find:
+    every: int = 2
+    pause_s: float = 0.0
+    fails_at: int = 0
+    def __call__(self, event):
+        time.sleep(self.pause_s)
+        if event.index == self.fails_at:
+            raise ValueError("no calibration")
+        return Forward({"n": event.index}) if event.index % self.every == 0 else None
+
+def total(event):
+    return float(event["eiger"].array.sum())
+
+def both(event):
+    return event["hits"].meta["n"]
+
+find = Pipeline("find", inputs=["eiger"], worker=Find(), reducer=Collect)
+add = Pipeline("add", inputs=["hits"], worker=total, reducer=Collect)
+count = Pipeline("count", inputs=["hits"], worker=both, reducer=Collect)
+"""
+
+_CHAIN = """
+sources = ["eiger"]
+
+[stages.hits]
+pipeline = "stages_of_test.py:find"
+workers = 2
+parameters = { every = 5, pause_s = 0.01 }
+
+[stages.total]
+pipeline = "stages_of_test.py:add"
+
+[stages.number]
+pipeline = "stages_of_test.py:count"
+"""
+
+
+def until(what: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + _WITHIN_S
+    while not what():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def send(client: Client, *, finish: bool = True) -> None:
+    with client.produce("eiger", stream="scan_0042", finish=finish) as out:
+        for index in range(1, N_FRAMES + 1):
+            out.send(np.full((4, 6), index, np.uint16), id=index)
+
+
+@pytest.fixture
+def beam(service: ThreadService) -> Any:
+    with Client(service.url) as client:
+        yield client
+
+
+def chain_file(folder: Path, **more: Any) -> Path:
+    (folder / "stages_of_test.py").write_text(_FILE)
+    path = folder / "serial.toml"
+    path.write_text(_CHAIN)
+    return path
+
+
+def started(service: ThreadService, path: Path, *more: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(Path(firstlight.__file__).parents[1])}
+    command = [
+        sys.executable,
+        "-m",
+        "firstlight",
+        "run",
+        str(path),
+        "--stream",
+        "scan_0042",
+        "--url",
+        service.url,
+        *more,
+    ]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=_hears_ctrl_c
+    )
+
+
+def _hears_ctrl_c() -> None:
+    """Jobs in the background of a shell ignore it, and what they start does, too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    try:
+        out, err = process.communicate(timeout=_WITHIN_S)
+    finally:
+        process.kill()
+        process.wait()
+    return process.returncode, out, err
+
+
+def test_a_chain_runs_from_its_file(service: ThreadService, beam: Client, tmp_path: Path) -> None:
+    process = started(service, chain_file(tmp_path))
+    send(beam)
+    code, out, err = ended(process)
+    assert code == 0, err
+    lines = out.splitlines()
+    assert [line.split(":")[0] for line in lines if not line.startswith(" ")] == ["hits", "total", "number"]
+    assert all(f"{N_FRAMES} events" in line and "(finished after" in line for line in lines if not line.startswith(" "))
+    # Each stage is a source, with a stream of the name that the input has.
+    for name in ("hits", "total", "number"):
+        info = beam.info(name, stream="scan_0042")
+        assert info.finished and info.n_messages == N_FRAMES
+    results = beam.find("total", 'meta.kind = "result"', stream="scan_0042")
+    assert sorted(results) == HITS
+
+
+def test_programs_get_one_line_for_each_look_and_one_for_each_stage(
+    service: ThreadService, beam: Client, tmp_path: Path
+) -> None:
+    process = started(service, chain_file(tmp_path), "--json")
+    send(beam)
+    code, out, err = ended(process)
+    assert code == 0, err
+    facts = [json.loads(line) for line in out.splitlines()]
+    assert [found["state"] for found in facts[-3:]] == ["finished"] * 3
+    assert [found["results"] for found in facts[-3:]] == [len(HITS)] * 3
+    assert [found["stage"] for found in facts[-3:]] == ["hits", "total", "number"]
+    assert all(found["stages"].keys() == {"hits", "total", "number"} for found in facts[:-3])
+
+
+def test_a_stage_that_fails_ends_the_chain(service: ThreadService, beam: Client, tmp_path: Path) -> None:
+    path = chain_file(tmp_path)
+    path.write_text(_CHAIN.replace("every = 5", "every = 5, fails_at = 17"))
+    process = started(service, path)
+    send(beam, finish=False)  # nobody waits for the end of a detector that goes on
+    code, _, err = ended(process)
+    assert code == 1
+    assert "no calibration" in err and "stage hits of chain serial ended it" in err
+    assert err.count("Traceback") == 1
+
+
+def test_ctrl_c_stops_all_and_the_next_goes_on(service: ThreadService, beam: Client, tmp_path: Path) -> None:
+    path = chain_file(tmp_path)
+    process = started(service, path)
+    send(beam, finish=False)
+    until(lambda: any(info.n_messages >= 5 for info in beam.streams("total")))
+    process.send_signal(signal.SIGINT)
+    code, out, err = ended(process)
+    assert code == 130, err
+    assert out.count("(stopped after") == 3
+    beam.produce("eiger", stream="scan_0042").finish()
+    code, out, err = ended(started(service, path))
+    assert code == 0, err
+    assert beam.info("hits", stream="scan_0042").n_messages == N_FRAMES
+    assert sorted(beam.find("total", 'meta.kind = "result"', stream="scan_0042")) == HITS
+
+
+# -- in a script ----------------------------------------------------------------------------------------------------------
+
+
+def hit(event: Event) -> Forward | None:
+    if event.index == 13 and not Path(event["eiger"].meta["folder"], "died").exists():
+        Path(event["eiger"].meta["folder"], "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return Forward({"n": event.index}) if event.index in HITS else None
+
+
+def add(event: Event) -> float:
+    return float(event["eiger"].array.sum()) + event["hits"].meta["n"]
+
+
+def unlucky(event: Event) -> float:
+    raise ValueError("no luck")
+
+
+def chain(worker: Any) -> Chain:
+    find = Pipeline("find", inputs=["eiger"], worker=hit, reducer=Collect)
+    total = Pipeline("total", inputs=["hits"], worker=worker, reducer=Collect)
+    return Chain("serial", ["eiger"], [Stage("total", total), Stage("hits", find, workers=2)])
+
+
+def test_a_chain_in_a_script_survives_the_death_of_a_worker(
+    service: ThreadService, beam: Client, tmp_path: Path
+) -> None:
+    with run_chain(chain(add), Live(service.url, stream="scan_0042", timeout=_WITHIN_S)) as running:
+        with beam.produce("eiger", stream="scan_0042") as out:
+            for index in range(1, N_FRAMES + 1):
+                out.send(np.full((4, 6), index, np.uint16), id=index, meta={"folder": str(tmp_path)})
+        found = running.result(_WITHIN_S)
+    assert list(running.runs) == ["hits", "total"] and running.state == "finished"
+    assert found["total"].found == {index: 25.0 * index for index in HITS}
+    assert running.stats["hits"].workers_died == 1 and running.stats["total"].duplicates == 0
+
+
+def test_what_ended_a_chain_is_raised(service: ThreadService, beam: Client, tmp_path: Path) -> None:
+    (tmp_path / "died").touch()
+    running = run_chain(chain(unlucky), Live(service.url, stream="scan_0042", timeout=_WITHIN_S))
+    with beam.produce("eiger", stream="scan_0042", finish=False) as out:
+        for index in range(1, N_FRAMES + 1):
+            out.send(np.full((4, 6), index, np.uint16), id=index, meta={"folder": str(tmp_path)})
+    with pytest.raises(WorkerError, match="no luck"):
+        running.result(_WITHIN_S)
+    assert running.failed is not None and running.failed[0] == "total"
+    assert (running.state, running.runs["hits"].state) == ("failed", "stopped")
+
+
+def test_no_service_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = chain_file(tmp_path)
+    assert main(["run", str(path), "--stream", "s", "--url", "firstlight://127.0.0.1:1"]) == 3
+    assert capsys.readouterr().err.count("firstlight: ") == 1
