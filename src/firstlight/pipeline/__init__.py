@@ -50,6 +50,7 @@ from firstlight.pipeline._chain import Chain, ChainRun, Stage, run_chain
 from firstlight.pipeline._debugging import DebugWorker
 from firstlight.pipeline._detectors import DetectorImage
 from firstlight.pipeline._dispatch import Assignment, Dispatch
+from firstlight.pipeline._follow import Following, follow
 from firstlight.pipeline._forward import Forward, Forwarded, Reference, Resolves, resolve
 from firstlight.pipeline._graph import Graph, Node, as_mermaid, as_text, graph_of
 from firstlight.pipeline._graph_svg import as_svg
@@ -63,11 +64,12 @@ from firstlight.pipeline._recording import Recording
 from firstlight.pipeline._records import Record, UserError, from_message
 from firstlight.pipeline._reducers import Combine, Finishes, Ordered, Reducer, Reducers, Ticks
 from firstlight.pipeline._replay import Due, Replayed, replay
-from firstlight.pipeline._run import Executor, OnView, Run, State
+from firstlight.pipeline._run import Executor, Lasting, OnView, Run, State
 from firstlight.pipeline._segments import Segments
 from firstlight.pipeline._sources import Arrival, Ended, Items, OpenSource, Source, Tidings, message_of
 from firstlight.pipeline._state import Saves
 from firstlight.pipeline._stats import EventError, Stats
+from firstlight.pipeline._upcoming import First
 
 __all__ = [
     "Action",
@@ -98,6 +100,8 @@ __all__ = [
     "EventError",
     "Executor",
     "Finishes",
+    "First",
+    "Following",
     "Forward",
     "Forwarded",
     "Graph",
@@ -106,6 +110,7 @@ __all__ = [
     "Incomplete",
     "Inline",
     "Items",
+    "Lasting",
     "Late",
     "Line",
     "Live",
@@ -156,6 +161,7 @@ __all__ = [
     "as_svg",
     "as_text",
     "attachment",
+    "follow",
     "from_message",
     "graph_of",
     "message_of",

@@ -25,7 +25,6 @@ from firstlight.errors import (
     MessageEvictedError,
     MessageNotFoundError,
     PipelineError,
-    WorkerError,
 )
 from firstlight.model import Ranges
 from firstlight.pipeline._align_values import number_of
@@ -38,7 +37,8 @@ from firstlight.pipeline._outlets import CombinedOutlet, Outlet, PipeOutlet, Str
 from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._records import Record, WireRecord, lost_record, to_wire
 from firstlight.pipeline._settling import Settler
-from firstlight.pipeline._step import Preparation, Step, told
+from firstlight.pipeline._step import Step, told
+from firstlight.pipeline._steps import Steps
 from firstlight.pipeline._talk import (
     Answer,
     Asked,
@@ -162,22 +162,21 @@ class _Orders:
 
 
 class _Child:
-    """What stays from run to run: the line to the pool, and a worker that can be reset."""
+    """What stays from run to run: the line to the pool, and what the workers leave behind."""
 
     def __init__(self, pipe: Connection, slots: Any, number: int) -> None:
         self._pipe = pipe
         self._sending = threading.Lock()
         self._slot = _Slot(slots, number)
         self._orders: queue.SimpleQueue[_Orders | None] = queue.SimpleQueue()
-        self._kept: Step[WireRecord | None] | None = None
-        self._preparation = Preparation()
+        self._steps = Steps(_finished)
 
     def serve(self) -> None:
         """Work until the pool needs this process no more."""
         threading.Thread(target=self._listen, name="listen to the pool", daemon=True).start()
         while (orders := self._orders.get()) is not None:
             self._say(orders.run, self._work(orders))
-        self._drop()
+        self._steps.close()
 
     def _listen(self) -> None:
         orders = None
@@ -187,6 +186,8 @@ class _Child:
             except (EOFError, OSError):
                 os._exit(_ORPHANED)  # the run is dead: whoever has its work now must not meet us
             if isinstance(said, Begin):
+                if orders is not None:
+                    orders.hear(Stop())
                 orders = _Orders(run, said.job)
                 self._orders.put(orders)
             elif isinstance(said, Quit):
@@ -202,38 +203,12 @@ class _Child:
         try:
             job = _unpickled(orders.job)
             with ExitStack() as stack:
-                return _Work(job, orders, self._slot, self._say).run(stack, self._step)
+                return _Work(job, orders, self._slot, self._say).run(stack, self._steps)
         except FirstlightError as error:
-            self._drop()  # it may be in any state
             return Broke(error)
 
-    def _drop(self) -> None:
-        kept, self._kept = self._kept, None
-        if kept is not None:
-            try:
-                kept.close()
-            except WorkerError as error:
-                logger.warning("%s", error)  # its runs are over, there is none that could fail of it
 
-    def _step(self, job: Job, stack: ExitStack) -> Step[WireRecord | None]:
-        """The worker of a run: the one that there is, if it can be reset, else a new one."""
-        if self._kept is not None:
-            self._kept.reset(job.pipeline, job.stamp)
-            return self._kept
-        step = Step(
-            job.pipeline,
-            lambda record: _finished(record, job.pipeline),
-            stamp=job.stamp,
-            preparation=self._preparation,
-        )
-        if step.can_be_reset:
-            self._kept = step
-        else:
-            stack.callback(step.close)
-        return step
-
-
-def _finished(record: Record, pipeline: Pipeline) -> WireRecord | None:
+def _finished(pipeline: Pipeline, record: Record) -> WireRecord | None:
     """A record in the form in which it travels, unless its result is to be added to others."""
     return to_wire(record, pipeline.results) if pipeline.combine is None else None
 
@@ -267,7 +242,7 @@ class _Work:
         self._gathering: Gathering | None = None
         self._say_in_run = say
 
-    def run(self, stack: ExitStack, make_step: Callable[[Job, ExitStack], Step[WireRecord | None]]) -> Left:
+    def run(self, stack: ExitStack, steps: Steps[WireRecord | None]) -> Left:
         """Work until the end of the stream or of the run."""
         live = self._job.source if isinstance(self._job.source, Live) else None
         client = stack.enter_context(live.connect()) if live is not None else None
@@ -277,7 +252,7 @@ class _Work:
         stack.callback(settler.close)
         if self._job.pipeline.combine is not None:
             self._gathering = self._gather(outlet, settler)
-        step = make_step(self._job, stack)
+        step = stack.enter_context(steps.of_run(self._job.pipeline, self._job.stamp))
         showing = Showing(step)
         self._say(Started())
         try:

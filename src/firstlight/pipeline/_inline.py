@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 from firstlight.errors import (
@@ -21,11 +23,12 @@ from firstlight.pipeline._align import Action, Aligner, Ready
 from firstlight.pipeline._assign import Sharing
 from firstlight.pipeline._live import Live
 from firstlight.pipeline._parameters import ParameterSet
-from firstlight.pipeline._pipeline import Pipeline
+from firstlight.pipeline._pipeline import Pipeline, Resets
 from firstlight.pipeline._records import Record, lost_record
-from firstlight.pipeline._run import OnView, Run
+from firstlight.pipeline._run import Executor, OnView, Run
 from firstlight.pipeline._sources import AtHand, Ended, OpenSource, Source, Tidings, looked_at
 from firstlight.pipeline._step import Step, divided
+from firstlight.pipeline._steps import Steps
 from firstlight.pipeline._worker_views import Showing, WorkersShown
 
 __all__ = ["Inline", "Listening", "aborted_error"]
@@ -44,13 +47,48 @@ class Inline:
 
     def start(self, pipeline: Pipeline, source: Source, *, on_view: OnView | None, view_every_s: float) -> Run:
         """Begin a run."""
-        if isinstance(source, Live) and source.group is not None:
-            raise ConfigurationError(
-                f"a run in this process cannot continue run {source.group!r}: its reducer keeps nothing. "
-                "Leave group= out, or "
-                "run on=Processes(1)"
-            )
-        return InlineRun(pipeline, source, on_view=on_view, view_every_s=view_every_s)
+        return _begin(pipeline, source, None, on_view=on_view, view_every_s=view_every_s)
+
+    @contextmanager
+    def lasting(self) -> Iterator[Executor]:
+        """For several runs, one after the other: a worker that can be reset stays."""
+        with closing(Steps(_unchanged)) as steps:
+            yield _LastingInline(steps)
+
+
+class _LastingInline:
+    def __init__(self, steps: Steps[Record]) -> None:
+        self._steps = steps
+
+    def start(self, pipeline: Pipeline, source: Source, *, on_view: OnView | None, view_every_s: float) -> Run:
+        if not isinstance(pipeline.worker, type | Resets):
+            # As in other processes: what a worker remembers of one scan is not there in the next.
+            pipeline = replace(pipeline, worker=_copied(pipeline))
+        return _begin(pipeline, source, self._steps, on_view=on_view, view_every_s=view_every_s)
+
+
+def _copied(pipeline: Pipeline) -> Any:
+    try:
+        return copy.deepcopy(pipeline.worker)
+    except Exception as error:  # user code: anything may be in a worker
+        raise ConfigurationError(
+            f"worker {pipeline.worker_name} cannot be copied for another scan: {error}; give its class, or a reset()"
+        ) from error
+
+
+def _begin(
+    pipeline: Pipeline, source: Source, steps: Steps[Record] | None, *, on_view: OnView | None, view_every_s: float
+) -> Run:
+    if isinstance(source, Live) and source.group is not None:
+        raise ConfigurationError(
+            f"a run in this process cannot continue run {source.group!r}: its reducer keeps nothing. Leave group= out, "
+            "or run on=Processes(1)"
+        )
+    return InlineRun(pipeline, source, on_view=on_view, view_every_s=view_every_s, steps=steps)
+
+
+def _unchanged(pipeline: Pipeline, record: Record) -> Record:
+    return record
 
 
 class Listening:
@@ -78,9 +116,13 @@ class Listening:
 class InlineRun(Run):
     """A run that goes on while somebody waits for it."""
 
-    def __init__(self, pipeline: Pipeline, source: Source, *, on_view: OnView | None, view_every_s: float) -> None:
+    def __init__(
+        self, pipeline: Pipeline, source: Source, *, on_view: OnView | None, view_every_s: float,
+        steps: Steps[Record] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(pipeline, source, on_view=on_view, view_every_s=view_every_s)
         self._source = source
+        self._steps = steps
         self._driving = threading.Lock()
         self._aborted: Ended | None = None
         self._retunes: deque[tuple[ParameterSet, Mapping[str, Any]]] = deque()
@@ -120,14 +162,13 @@ class InlineRun(Run):
             self._end("stopped" if self._stopping.is_set() else "finished")
 
     def _work(self) -> Iterator[None]:
-        step = Step(self.pipeline, lambda record: None, stamp=self.parameters.stamp)
-        try:
-            with self._source.open(self.pipeline.inputs) as opened:
-                yield from self._follow(opened, step)
-        finally:
-            step.close()
+        with ExitStack() as stack:
+            steps = self._steps or stack.enter_context(closing(Steps(_unchanged)))
+            step = stack.enter_context(steps.of_run(self.pipeline, self.parameters.stamp))
+            opened = stack.enter_context(self._source.open(self.pipeline.inputs))
+            yield from self._follow(opened, step)
 
-    def _follow(self, opened: OpenSource, step: Step[None]) -> Iterator[None]:
+    def _follow(self, opened: OpenSource, step: Step[Record]) -> Iterator[None]:
         aligner = self.pipeline.align.aligner(self.pipeline.inputs)
         at_hand = AtHand(opened, _MAX_HELD)
         sharing = Sharing(self.pipeline.shares)
@@ -168,7 +209,7 @@ class InlineRun(Run):
         self._reduction.offered(aligner.n_begun)
         return actions
 
-    def _act(self, action: Action, sharing: Sharing, at_hand: AtHand, step: Step[None]) -> None:
+    def _act(self, action: Action, sharing: Sharing, at_hand: AtHand, step: Step[Record]) -> None:
         if not isinstance(action, Ready):
             self._reduction.formed(action)
             return

@@ -50,6 +50,9 @@ class Live:
     timeout
         Seconds without a message of any input after which the run fails with `StreamTimeoutError`, or
         `StreamNotFoundError` if there is no such stream by then. None waits for ever: the scan may begin tomorrow.
+    after_end_s
+        Seconds without a message after which an input that is not finished, or not there at all, is given up when another
+        one has ended: the run is ``aborted`` then, and what can be done without it is done. None waits for it.
     datasets
         The inputs are detectors made of modules; events hold a `Dataset` of each.
     reconnect_timeout
@@ -62,11 +65,14 @@ class Live:
     group: str | None = None
     checkpoint_s: float | None = 10.0
     timeout: float | None = None
+    after_end_s: float | None = None
     datasets: bool = False
     reconnect_timeout: float = 60.0
 
     def __post_init__(self) -> None:
         StreamId(self.beamtime, "any", self.stream)
+        if self.after_end_s is not None and not self.after_end_s >= 0:
+            raise ConfigurationError(f"after_end_s is a time in seconds, or None, not {self.after_end_s!r}")
         if self.checkpoint_s is not None and not self.checkpoint_s > 0:
             raise ConfigurationError(f"checkpoint_s is a time in seconds above 0, or None, not {self.checkpoint_s!r}")
 
@@ -97,6 +103,7 @@ class OpenLive:
         self._closing = threading.Event()
         self._threads: list[threading.Thread] = []
         self._heard_s = time.monotonic()
+        self._ended: tuple[str, float] | None = None
         self.client = source.connect()
 
     def tidings(self) -> Iterator[Tidings]:
@@ -117,7 +124,9 @@ class OpenLive:
                 told = None
             if isinstance(told, FirstlightError):
                 raise told
-            n_open -= isinstance(told, Ended)
+            if isinstance(told, Ended):
+                n_open -= 1
+                self._ended = (told.name, time.monotonic())
             yield told
 
     def _pass_on(self, name: str, arriving: queue.Queue[Tidings | FirstlightError]) -> None:
@@ -142,11 +151,14 @@ class OpenLive:
         with self.client.consume(
             name, beamtime=where.beamtime, stream=where.stream, datasets=where.datasets, timeout=_SLICE_S
         ) as consumer:
-            self._heard_s = time.monotonic()
+            self._heard_s = heard_s = time.monotonic()
             while True:
                 try:
                     message = next(consumer, None)
                 except (StreamTimeoutError, StreamNotFoundError) as error:
+                    if (reason := self._given_up(heard_s)) is not None:
+                        yield Ended(name, reason, consumer.lost)
+                        return
                     if where.timeout is not None and time.monotonic() - self._heard_s > where.timeout:
                         raise silence(where, name, exists=isinstance(error, StreamTimeoutError)) from None
                     yield None
@@ -159,7 +171,17 @@ class OpenLive:
                     return
                 yield Arrival(name, message.id, message)
                 # Behind the yield: what the caller does with a message is no silence of the stream.
-                self._heard_s = time.monotonic()
+                self._heard_s = heard_s = time.monotonic()
+
+    def _given_up(self, heard_s: float) -> str | None:
+        """Why to wait no longer for an input that was heard then; None to wait on."""
+        limit_s = self._source.after_end_s
+        if limit_s is None or self._ended is None:
+            return None
+        other, ended_s = self._ended
+        if time.monotonic() - max(heard_s, ended_s) <= limit_s:
+            return None
+        return f"it was silent for {limit_s:g} s after {other} had ended"
 
     def fetch(self, ids: Mapping[str, int]) -> dict[str, Found]:
         """The messages of an event, read in place where the service is on this machine."""

@@ -10,8 +10,8 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +31,7 @@ from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._pool import Gone, Pool, Said
 from firstlight.pipeline._records import Record, UserError, from_wire, numbers_of
 from firstlight.pipeline._results import Results
-from firstlight.pipeline._run import OnView, Run
+from firstlight.pipeline._run import Executor, OnView, Run
 from firstlight.pipeline._sources import Ended, Source
 from firstlight.pipeline._step import told
 from firstlight.pipeline._talk import (
@@ -112,10 +112,36 @@ class Processes:
 
     def start(self, pipeline: Pipeline, source: Source, *, on_view: OnView | None, view_every_s: float) -> Run:
         """Begin a run; it goes on in the background."""
+        return _begin(pipeline, source, self, None, on_view=on_view, view_every_s=view_every_s)
+
+    @contextmanager
+    def lasting(self) -> Iterator[Executor]:
+        """For several runs, one after the other: the processes stay."""
         check_guarded()
-        run = ProcessesRun(pipeline, source, self, on_view=on_view, view_every_s=view_every_s)
-        run.begin()
-        return run
+        with closing(self.pool()) as pool:
+            yield _LastingProcesses(self, pool)
+
+    def pool(self) -> Pool:
+        """The processes; none is started yet."""
+        return Pool(self.n, traces=self.hang_after_s is not None)
+
+
+@dataclass(frozen=True)
+class _LastingProcesses:
+    on: Processes
+    pool: Pool
+
+    def start(self, pipeline: Pipeline, source: Source, *, on_view: OnView | None, view_every_s: float) -> Run:
+        return _begin(pipeline, source, self.on, self.pool, on_view=on_view, view_every_s=view_every_s)
+
+
+def _begin(
+    pipeline: Pipeline, source: Source, on: Processes, pool: Pool | None, *, on_view: OnView | None, view_every_s: float
+) -> Run:
+    check_guarded()
+    run = ProcessesRun(pipeline, source, on, on_view=on_view, view_every_s=view_every_s, pool=pool)
+    run.begin()
+    return run
 
 
 @dataclass(frozen=True)
@@ -141,8 +167,9 @@ class ProcessesRun(Run):
     """A run in the background: one thread here takes what happens, one after the other, and decides."""
 
     def __init__(
-        self, pipeline: Pipeline, source: Source, on: Processes, *, on_view: OnView | None, view_every_s: float
-    ) -> None:
+        self, pipeline: Pipeline, source: Source, on: Processes, *, on_view: OnView | None, view_every_s: float,
+        pool: Pool | None = None,
+    ) -> None:  # fmt: skip
         # An output has one stream for each stream of the input, so whoever writes it continues who wrote it before.
         self._named_by_output = bool(pipeline.output) and isinstance(source, Live) and source.group is None
         if self._named_by_output and isinstance(source, Live):
@@ -150,6 +177,7 @@ class ProcessesRun(Run):
         super().__init__(pipeline, source, on_view=on_view, view_every_s=view_every_s)
         self._source = source
         self._on = on
+        self._pool = pool
         self._can_be_continued = isinstance(source, Live) and source.group is not None
         self._label = (source.group if isinstance(source, Live) else None) or f"{pipeline.name}-{secrets.token_hex(4)}"
         self._inbox: queue.SimpleQueue[Said | Gone | _Retuned | FirstlightError | None] = queue.SimpleQueue()
@@ -245,7 +273,7 @@ class ProcessesRun(Run):
                 return
         try:
             crew = self._crew(client, live, stack)
-            pool = stack.enter_context(closing(Pool(self._on.n, traces=self._overdue is not None)))
+            pool = self._pool or stack.enter_context(closing(self._on.pool()))
             try:
                 pool.begin(pickle.dumps(self._job()), self._inbox)
                 self._work(pool, crew)

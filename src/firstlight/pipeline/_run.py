@@ -7,8 +7,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self, TypeAlias
+from typing import Any, Literal, Protocol, Self, TypeAlias, runtime_checkable
 
 from firstlight.errors import FirstlightError, PipelineError, StreamTimeoutError, WorkerError
 from firstlight.model import View
@@ -21,7 +22,7 @@ from firstlight.pipeline._stats import Stats
 from firstlight.pipeline._step import told
 from firstlight.pipeline._worker_views import WorkersShown, WorkerViews
 
-__all__ = ["Executor", "OnView", "Run", "State"]
+__all__ = ["Executor", "Lasting", "OnView", "Run", "State"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,14 @@ class Executor(Protocol):
 
     def start(self, pipeline: Pipeline, source: Source, *, on_view: OnView | None, view_every_s: float) -> Run:
         """Begin a run."""
+
+
+@runtime_checkable
+class Lasting(Protocol):
+    """An executor that does several runs, one after the other, with less effort than so many alone."""
+
+    def lasting(self) -> AbstractContextManager[Executor]:
+        """The executor for these runs; what it keeps between them is given back at the end."""
 
 
 class Run(abc.ABC):
@@ -78,6 +87,11 @@ class Run(abc.ABC):
     def state(self) -> State:
         """How the run stands."""
         return self._state
+
+    @property
+    def over(self) -> bool:
+        """Whether it is at its end, however that is."""
+        return self._over.is_set()
 
     @property
     def stats(self) -> Stats:

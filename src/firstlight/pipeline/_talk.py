@@ -77,7 +77,7 @@ class ShareJob(Job):
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """Work for this run, from its pickled `Job` on; the last one is over."""
+    """Work for this run, as its pickled `Job` says; the last one is over."""
 
     job: bytes
 
