@@ -320,6 +320,7 @@ class Broker:
         redeliver_after_s: float | None = None,
         max_attempts: int = 0,
         holding: Iterable[tuple[int, int]] = (),
+        keeps: bool = False,
     ) -> Subscription:
         """Begin to read a stream; nothing comes before `credit`.
 
@@ -331,6 +332,8 @@ class Broker:
             Without a group: ``earliest``, ``latest`` (what comes from now on, and the newest), or an id to begin behind.
         ids
             Only these, then the subscription ends (without a group).
+        keeps
+            Without a group: messages are held until they are acknowledged, by policies that hold them for groups.
         """
         member = next(self._members)
         if group is not None:
@@ -338,6 +341,9 @@ class Broker:
                                 max_attempts=max_attempts)  # fmt: skip
         else:
             state = self._private_group(stream, selection, start, ids)
+            if keeps and ids is None:
+                state.acknowledge = True
+                stream.keepers.append(state)
         state.attach(member, holding=holding, now=self._clock())
         subscription = Subscription(
             stream, state, group, member, selection, receiver, finite=ids is not None, read_back=self._read_back.fetch
@@ -351,7 +357,7 @@ class Broker:
     def _private_group(
         self, stream: Stream, selection: Selection, start: str | int, ids: Iterable[tuple[int, int]] | None
     ) -> Group:
-        group = Group(order=selection.order, acknowledge=False)
+        group = Group(order=selection.order, acknowledge=False, shared=False)
         audience = stream.audience(selection)
         if ids is not None:
             for first, last in ids:
@@ -365,6 +371,8 @@ class Broker:
         elif isinstance(start, str):
             raise ConfigurationError(f"a consumer starts at earliest, latest or behind an id, not at {start!r}")
         stream.subscribe(group, selection, after_id=start)
+        if start:
+            group.pass_over(1, start)
         return group
 
     def unsubscribe(self, subscription: Subscription) -> None:
@@ -380,6 +388,8 @@ class Broker:
         subscription.group.detach(subscription.member, self._clock())
         if subscription.group_name is None:
             stream.unsubscribe(subscription.group)
+            if stream.held and stream.release_held():
+                self.room.freed()
         else:
             self._save(stream, subscription.group_name)
         self._touch(stream)

@@ -275,7 +275,7 @@ class ConsumerChannel:
         self._subscription = self._broker.subscribe(
             stream, self, group=message.group, selection=self._selection, start=message.start, ids=message.ids,
             acknowledge=message.acknowledge, redeliver_after_s=message.redeliver_after_s,
-            max_attempts=message.max_attempts, holding=message.holding,
+            max_attempts=message.max_attempts, holding=message.holding, keeps=message.keeps,
         )  # fmt: skip
         if self._credit:
             self._broker.credit(self._subscription, self._credit)

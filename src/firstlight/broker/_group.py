@@ -141,6 +141,8 @@ class Group:
         A message not acknowledged after this time goes to somebody else. None: never, as long as its member is there.
     max_attempts
         After so many deliveries a message is parked: listed as unacknowledged, delivered to nobody. 0: no limit.
+    shared
+        False: there is one member, and what it has comes back to nobody.
     acked, passed, parked
         From the journal.
     """
@@ -149,6 +151,7 @@ class Group:
     acknowledge: bool = True
     redeliver_after_s: float | None = None
     max_attempts: int = 0
+    shared: bool = True
     acked: Ranges = field(default_factory=Ranges)
     passed: Ranges = field(default_factory=Ranges)
     parked: Ranges = field(default_factory=Ranges)
@@ -459,7 +462,7 @@ class Group:
     @property
     def drained(self) -> bool:
         """Nothing is left to deliver, and nothing can come back: members may still fail with what they have."""
-        return not (self._todo or self._waiting or self._pending)
+        return not (self._todo or self._waiting or (self._pending and self.shared))
 
     def done_with(self, first: int, last: int) -> bool:
         """Every one of these is acknowledged or passed."""

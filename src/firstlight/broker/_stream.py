@@ -85,6 +85,8 @@ class Stream:
         self.audiences: dict[tuple[int, str | None], Audience] = {}
         #: Batches on their way to disk because somebody asked to keep them.
         self.persisting: set[int] = set()
+        #: Followers that acknowledge, as long as they are connected.
+        self.keepers: list[Group] = []
         #: Batches that stay in memory until the groups are done with them, oldest first (policies block and refuse).
         self.held: deque[tuple[Slot, tuple[tuple[int, int], ...]]] = deque()
 
@@ -150,6 +152,7 @@ class Stream:
 
     def unsubscribe(self, group: Group) -> None:
         """A private group ends."""
+        self.keepers = [other for other in self.keepers if other is not group]
         for key, audience in list(self.audiences.items()):
             audience.groups = [other for other in audience.groups if other is not group]
             if not audience.groups and key[1] is not None:
@@ -176,11 +179,12 @@ class Stream:
         self.held.append((slot, tuple(runs)))
 
     def release_held(self) -> bool:
-        """Let go of what every group is done with; True if that made room."""
+        """Let go of what every group, and every follower that keeps, is done with; True if that made room."""
         freed = False
-        while self.held and self.groups:
+        groups = [*(group for _, group in self.groups.values()), *self.keepers]
+        while self.held and groups:
             slot, runs = self.held[0]
-            if not all(group.done_with(first, last) for _, group in self.groups.values() for first, last in runs):
+            if not all(group.done_with(first, last) for group in groups for first, last in runs):
                 break
             self.held.popleft()
             slot.unpin()

@@ -841,19 +841,29 @@ class AsyncConsumer(ConsumerEnd):
 
     async def receive(self, timeout: float | None) -> Any:
         """As `Consumer.receive`."""
+        found = await self.receive_many(timeout, most=1)
+        return found[0] if found else None
+
+    async def receive_many(self, timeout: float | None, *, most: int = 256) -> list[Any]:
+        """As `Consumer.receive_many`."""
         client, core = self._client, self._core
-        message = core.take()
-        if message is not None or core.finished:
-            return message
+        found = core.take_many(most)
+        if found or core.finished:
+            return found
         core.say_settled()
         client._flush()
         started = time.monotonic()
         while True:
             if not await client._wait(lambda: core.news, self._left(timeout, started)):
                 raise await self._too_late(timeout)
-            message = core.take()
-            if message is not None or core.finished:
-                return message
+            found = core.take_many(most)
+            if found or core.finished:
+                return found
+
+    def ack_range(self, first: int, last: int) -> None:
+        """As `Consumer.ack_range`."""
+        self._core.settle_range(first, last)
+        self._client._flush()
 
     async def _too_late(self, timeout: float | None) -> FirstlightError:
         stream = self.stream

@@ -436,7 +436,7 @@ class Client:
         ----------
         group
             Share the messages with everybody else in this group; each goes to one member and is delivered again if it is not
-            acknowledged. None: get all of them, nothing to acknowledge.
+            acknowledged. None: get all of them.
         order
             ``id``: the smallest that is there; ``arrival``: as the service got them.
         start
@@ -452,7 +452,9 @@ class Client:
             Get `Dataset` objects: the parts of one id together, when all of them are there, or at least `min_parts`.
         ack
             ``auto``: the next turn of the loop acknowledges. ``manual``: call ``message.ack()`` or ``.nack()``.
-            ``none``: what is delivered is done.
+            ``none``: what is delivered is done. Without a group there is nothing to acknowledge, except if you ask for
+            ``manual``: then sources whose policy is to block or refuse keep in memory what you have not acknowledged, as
+            long as you are connected.
         redeliver_after
             Seconds after which a message that was not acknowledged goes to somebody else; None: when its consumer is gone.
         max_attempts
@@ -872,20 +874,33 @@ class Consumer(ConsumerEnd):
         StreamNotFoundError
             If there is no such stream by then.
         """
+        found = self.receive_many(timeout, most=1)
+        return found[0] if found else None
+
+    def receive_many(self, timeout: float | None, *, most: int = 256) -> list[Any]:
+        """The next message, with those behind it that are here already, up to `most`; none at the end of the stream.
+
+        Raises as `receive` does. With ``ack="auto"`` the next turn acknowledges all of them.
+        """
         client, core = self._client, self._core
         with client._lock:
-            message = core.take()
-            if message is not None or core.finished:
-                return message
-            core.say_settled()
+            found = core.take_many(most)
+            if not found and not core.finished:
+                core.say_settled()
+        if found or core.finished:
+            if client._session.outbox:
+                client._flush()
+            return found
         client._flush()
         started = time.monotonic()
         while True:
             with client._lock:
                 came = client._wait(lambda: core.news, self._left(timeout, started))
-                message = core.take() if came else None
-                if message is not None or core.finished:
-                    return message
+                found = core.take_many(most) if came else []
+            if found or core.finished:
+                if client._session.outbox:
+                    client._flush()
+                return found
             if not came:
                 raise self._too_late(timeout)  # which asks the service, so without the lock
 
@@ -906,6 +921,14 @@ class Consumer(ConsumerEnd):
         self._client._flush()
         self.flush()
         self.close()
+
+    def ack_range(self, first: int, last: int) -> None:
+        """As `ack`, for all messages from `first` to `last`; nothing happens once this is closed."""
+        with self._client._lock:
+            self._core.settle_range(first, last)
+        if self._client._session.outbox:
+            self._client._flush()
+        self._client._nudge()
 
     def flush(self, timeout: float = 10.0) -> None:
         """Wait until the service has made sure that nothing acknowledged comes again, even if it is killed."""

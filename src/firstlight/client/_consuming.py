@@ -112,7 +112,8 @@ class ConsumerCore:
         self._request = request
         self._blocks: deque[_Block] = deque()
         self._current: Iterator[Message] = iter(())
-        self._previous: int | None = None
+        #: What the last turn handed out, where the next one acknowledges it.
+        self._previous: list[int] = []
         #: Parts of the dataset that is arriving, and of the one that is handed out, that are still missing.
         self._parts_to_come = 0
         self._parts_to_hand_out = 0
@@ -129,6 +130,8 @@ class ConsumerCore:
         self._unsettled: OrderedDict[int, Settle] = OrderedDict()
         #: In a group: delivered and not acknowledged. Without one: everything that came, or was lost.
         self._holding = Ranges() if have is None else have
+        #: Without a group: what was acknowledged, to be said again on the next connection.
+        self._done = Ranges()
         self._n_deliveries = 0
         self._missed = (0, 0)
         #: When acknowledgements that wait have to be sent; None if there are none.
@@ -149,7 +152,7 @@ class ConsumerCore:
 
     def open(self) -> None:
         """Open the channel, for the first time or on a new connection."""
-        if self.end is not None and not self._unsettled:
+        if self.end is not None and not self._unsettled and not self._request.keeps:
             return
         self._drop_half_dataset()
         holding = self._holding.copy()
@@ -162,6 +165,11 @@ class ConsumerCore:
         if start == "latest" and held:
             start = held[0][0] - 1
         self._outlet.send(msgspec.structs.replace(self._request, start=start, holding=held))
+        if self._done:
+            # Another follower than before, as far as the service knows: it is told everything that is done.
+            self._settle_number += 1
+            everything = Settle(self.channel, self._settle_number, tuple(self._done)[:MAX_INTERVALS])
+            self._unsettled = OrderedDict({self._settle_number: everything})
         for settle in self._unsettled.values():
             self._outlet.send(settle)
         if self.end is None:
@@ -271,13 +279,26 @@ class ConsumerCore:
         FirstlightError
             If the channel failed, or messages were lost and that is to be raised.
         """
-        if self._previous is not None:
-            self.settle(self._previous, None)
-            self._previous = None
+        self.finish_turn()
+        message = self._next()
+        if message is None:
+            self.check()
+        return message
+
+    def take_many(self, most: int) -> list[Message | Dataset]:
+        """As many messages as there are now, up to so many, in one turn; raises as `take`."""
+        self.finish_turn()
+        found: list[Message | Dataset] = []
+        while len(found) < most and (message := self._next()) is not None:
+            found.append(message)
+        if not found:
+            self.check()
+        return found
+
+    def _next(self) -> Message | Dataset | None:
         message = next(self._current, None)
         while message is None:
             if not self.ready:
-                self.check()
                 return None
             self._current = self._unpack(self._blocks.popleft())
             message = next(self._current, None)
@@ -314,7 +335,7 @@ class ConsumerCore:
         self._waiting -= 1
         self._owed += 1
         if self.reading.ack == "auto":
-            self._previous = message.id
+            self._previous.append(message.id)
         self._give_credit_if_due()
 
     def limit(self, n: int) -> None:
@@ -397,6 +418,20 @@ class ConsumerCore:
             raise StreamError(f"{self.stream} is not read in a group here; there is nothing to acknowledge", id=message_id)
         self._outlet.settler(self)(message_id, nack_delay_s)
 
+    def settle_range(self, first: int, last: int) -> None:
+        """Acknowledge messages by their ids; nothing if the consumer is closed: they go, or went, to somebody else."""
+        if self._closed:
+            return
+        if self._acked and self._acked[-1][1] + 1 == first:
+            self._acked[-1][1] = last
+        else:
+            self._acked.append([first, last])
+        self._n_unsaid += 1
+        if self.deadline is None:
+            self.deadline = self._clock() + _SETTLE_WITHIN_S
+        if self._n_unsaid >= _MAX_UNSAID:
+            self.say_settled()
+
     def settle_one(self, message_id: int, nack_delay_s: float | None) -> None:
         """A user settles a message by hand, whatever the turn of the loop would do.
 
@@ -417,8 +452,8 @@ class ConsumerCore:
                 "acknowledged goes to somebody else",
                 id=message_id,
             )
-        if self._previous == message_id:
-            self._previous = None
+        if message_id in self._previous:
+            self._previous.remove(message_id)
         self.settle(message_id, nack_delay_s)
 
     def say_settled(self) -> None:
@@ -428,10 +463,12 @@ class ConsumerCore:
             return
         self._settle_number += 1
         acked = tuple((first, last) for first, last in self._acked)
-        for first, last in acked:
-            self._holding.discard(first, last)
-        for first, last, _ in self._nacked:
-            self._holding.discard(first, last)
+        if self._request.keeps:
+            for first, last in acked:
+                self._done.add(first, last)
+        else:
+            for first, last in [*acked, *((first, last) for first, last, _ in self._nacked)]:
+                self._holding.discard(first, last)
         settle = Settle(self.channel, self._settle_number, acked, tuple(self._nacked))
         self._acked, self._nacked, self._n_unsaid = [], [], 0
         self._unsettled[self._settle_number] = settle
@@ -448,10 +485,10 @@ class ConsumerCore:
         return not self._n_unsaid and not self._unsettled
 
     def finish_turn(self) -> None:
-        """The loop ended in good order: its last message is done."""
-        if self._previous is not None:
-            self.settle(self._previous, None)
-            self._previous = None
+        """The user turns to what is next, or the loop ended in good order: what was handed out before is done."""
+        for message_id in self._previous:
+            self.settle(message_id, None)
+        self._previous.clear()
 
     def close(self) -> None:
         """Give the channel up; what was not acknowledged goes to somebody else."""

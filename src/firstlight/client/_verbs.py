@@ -195,7 +195,7 @@ def consumer_request(
     return OpenConsumer(
         channel, stream.beamtime, stream.source, stream.stream, group=group, order=order, start=start,
         ids=None if ids is None else tuple(ids), query=query, min_parts=min_parts,
-        acknowledge=group is not None and ack != "none",
+        acknowledge=group is not None and ack != "none", keeps=group is None and ids is None and ack == "manual",
         redeliver_after_s=redeliver_after if group is not None else None, max_attempts=max_attempts,
     )  # fmt: skip
 
@@ -223,7 +223,7 @@ def reading(*, datasets: bool, ack: str, group: str | None, prefetch: int | None
         raise ConfigurationError(f"lost messages are handled by on_loss='count' or 'raise', not {on_loss!r}")
     if prefetch is not None and not (isinstance(prefetch, numbers.Integral) and prefetch >= 1):
         raise ConfigurationError(f"prefetch={prefetch!r} delivers nothing; it is a whole number from 1 on")
-    return Reading(datasets, ack if group is not None else "none", prefetch, on_loss == "raise")
+    return Reading(datasets, ack if group is not None or ack == "manual" else "none", prefetch, on_loss == "raise")
 
 
 def intervals(ids: Iterable[int]) -> list[tuple[tuple[int, int], ...]]:

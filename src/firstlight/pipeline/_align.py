@@ -39,6 +39,9 @@ class Aligner(Protocol):
     def missing(self) -> dict[str, Ranges]:
         """For each input the events that it had nothing for, up to the last that any input had."""
 
+    def held(self) -> dict[str, Ranges]:
+        """For each input the ids of messages that may still become part of an event."""
+
     @property
     def n_begun(self) -> int:
         """Events that have at least one message."""
@@ -227,3 +230,10 @@ class NumberAligner(Forming):
     def _forget(self, first: int, last: int) -> None:
         for spans in self._spans.values():
             spans.forget(first, last)
+
+    def held(self) -> dict[str, Ranges]:
+        """For each input the ids of messages that may still become part of an event."""
+        held = super().held()
+        for name, spans in self._spans.items():
+            held[name] = Ranges((identity, identity) for identity in [*spans.ids(), *self._numberings[name].waiting()])
+        return held

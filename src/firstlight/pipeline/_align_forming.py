@@ -207,6 +207,18 @@ class Forming:
         """Events that wait for some of their messages."""
         return len(self._waiting())
 
+    def held(self) -> dict[str, Ranges]:
+        """For each input the ids of messages that may still become part of an event."""
+        waiting = self._waiting()
+        return {
+            name: Ranges(self._ids_of(name, a, b) for first, last in waiting for a, b in have.within(first, last))
+            for name, have in self._have.items()
+        }
+
+    def _ids_of(self, name: str, first: int, last: int) -> tuple[int, int]:
+        """The ids of the messages that the input `name` has for the events ``first .. last``."""
+        return first, last
+
     def missing(self) -> dict[str, Ranges]:
         """For each input the events that it had nothing for, up to the last that any input had."""
         highest = max(have.max for have in self._have.values())

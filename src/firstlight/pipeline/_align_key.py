@@ -131,6 +131,14 @@ class ReferenceForming(Forming):
         for index in range(first, last + 1):
             self._ids.pop(index, None)
 
+    def held(self) -> dict[str, Ranges]:
+        """For each input the ids of messages that may still become part of an event."""
+        held = {name: Ranges() for name in self._inputs}
+        for found in self._ids.values():
+            for name, number in found.items():
+                held[name].add(number, number)
+        return held
+
     def missing(self) -> dict[str, Ranges]:
         """Of the reference the messages that it did not have; of the others, the events that they had nothing for."""
         events = self._have[self._reference]
@@ -188,6 +196,14 @@ class _KeyAligner(ReferenceForming):
                 self._settled_keys[key] = index
         while len(self._settled_keys) > _MAX_KEYS:
             self._settled_keys.popitem(last=False)
+
+    def held(self) -> dict[str, Ranges]:
+        """For each input the ids of messages that may still become part of an event."""
+        held = super().held()
+        for found in self._early.values():
+            for name, number in found.items():
+                held[name].add(number, number)
+        return held
 
     def ended(self, name: str) -> list[Action]:
         """Nothing more will come from the input `name`."""

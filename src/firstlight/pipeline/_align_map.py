@@ -313,6 +313,10 @@ class _MapAligner(NumberAligner):
             return super()._place(name, index)
         return Place(self._map.number_of(name, index))
 
+    def _ids_of(self, name: str, first: int, last: int) -> tuple[int, int]:
+        # Of the events between them it may have none, but the messages of those that it has count on.
+        return self._map.number_of(name, first), self._map.number_of(name, last)
+
     def _deliver(self, index: int, wanted: tuple[str, ...], missing: tuple[str, ...]) -> Ready:
         event = super()._deliver(index, wanted, missing)
         everyone, shares = self._map.for_everyone(index), self._map.shares(index)

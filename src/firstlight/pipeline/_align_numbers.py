@@ -159,6 +159,9 @@ class Numbering(Protocol):
     def ended(self) -> list[int]:
         """Nothing more comes; returns the ids of messages that cannot be numbered."""
 
+    def waiting(self) -> list[int]:
+        """Ids of messages that may be numbered later."""
+
 
 class Keyed:
     """Every message says the number of its first trigger."""
@@ -170,6 +173,10 @@ class Keyed:
 
     def ended(self) -> list[int]:
         """Nothing was kept back."""
+        return []
+
+    def waiting(self) -> list[int]:
+        """None."""
         return []
 
 
@@ -216,6 +223,10 @@ class Counting:
         left, self._waiting = sorted(self._waiting), {}
         return left
 
+    def waiting(self) -> list[int]:
+        """Those behind a gap."""
+        return list(self._waiting)
+
 
 class Spans:
     """Where triggers are, as stretches of them that lie in one message; forgotten piece by piece.
@@ -241,6 +252,10 @@ class Spans:
         """Where this trigger is."""
         span = self._spans[bisect_right(self._firsts, number) - 1]
         return Place(span.id, number - span.first + span.row if self._packed else None)
+
+    def ids(self) -> list[int]:
+        """Messages that somebody may ask for."""
+        return [span.id for span in self._spans]
 
     def forget(self, first: int, last: int) -> None:
         """Nobody asks for ``first .. last`` any more."""

@@ -249,6 +249,14 @@ class _TimeAligner(ReferenceForming):
         self._lines[name].forget(number)
         return [Unmatched(name, number)]
 
+    def held(self) -> dict[str, Ranges]:
+        """For each input the ids of messages that may still become part of an event."""
+        held = super().held()
+        for name in self._others():
+            for number in self._lines[name].ids:
+                held[name].add(number, number)
+        return held
+
     def _expire(self, index: int) -> Action:
         """The deadline is over: what belongs to the event as far as is known now, does."""
         for name in self._others():

@@ -278,6 +278,7 @@ class _Work:
                 self._gathered(task, step, feed, self._gathering)
             else:
                 settler.put(*self._settled(task, step, feed))
+            del task  # whose messages nobody should keep while the next ones are waited for
             self._show(showing.look())
 
     def _show(self, shown: WorkersShown | None) -> None:

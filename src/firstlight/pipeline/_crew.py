@@ -22,16 +22,17 @@ from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._pool import Pool
 from firstlight.pipeline._records import Record, UserError
 from firstlight.pipeline._reduction import Reduction
-from firstlight.pipeline._sources import Arrival, Ended, Source, looked_at
+from firstlight.pipeline._sources import Arrival, Ended, OpenSource, Source, in_lots, looked_at
 from firstlight.pipeline._step import divided
 from firstlight.pipeline._talk import HandOut
+from firstlight.pipeline._wanted import Wanted
 
 __all__ = ["Crew", "GroupCrew", "ShareCrew"]
 
 _LOOK_EVERY_S = 0.5
 #: Events that are complete and not handed out; what is beyond stays in the source.
 _MAX_WAITING = 1000
-_MAX_TIDINGS = 256
+_MAX_LOTS = 8
 
 
 class _Seen(NamedTuple):
@@ -41,7 +42,7 @@ class _Seen(NamedTuple):
     message: Descriptor
 
 
-_Told: TypeAlias = _Seen | Ended | FirstlightError
+_Told: TypeAlias = list[_Seen | Ended] | FirstlightError
 
 
 class Crew(Protocol):
@@ -200,11 +201,12 @@ class ShareCrew:
         self._dispatch = Dispatch(workers, per_worker=self._ahead.n + 1, width=self._width)
         #: Since when a worker works on what it has.
         self._since: dict[int, float] = {}
-        self._tidings: queue.Queue[_Told] = queue.Queue(_MAX_TIDINGS)
+        self._tidings: queue.Queue[_Told] = queue.Queue(_MAX_LOTS)
         self._stopping = stopping
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         self._open = set(self._inputs)
+        self._wanted: Wanted | None = None
         self.aborted: Ended | None = None
 
     def follow(self, wake: Callable[[], None]) -> None:
@@ -215,15 +217,22 @@ class ShareCrew:
     def _follow(self, wake: Callable[[], None]) -> None:
         try:
             with self._source.open(self._inputs) as opened:
-                for told in opened.tidings():
+                self._wanted = Wanted(opened, self._aligner)
+                for lot in in_lots(opened):
                     if self._ending:
                         return
-                    if isinstance(told, Arrival):
-                        self._pass_on(_Seen(told.name, looked_at(self._align, told, opened)[0]), wake)
-                    elif told is not None:
-                        self._pass_on(told, wake)
+                    if lot:
+                        seen = [self._seen(told, opened) for told in lot]
+                        lot.clear()  # no message is held while the next ones are waited for
+                        self._pass_on(seen, wake)
+                self._closing.wait()  # what is not worked on yet is kept as long as this is open
         except FirstlightError as error:
             self._pass_on(error, wake)
+
+    def _seen(self, told: Arrival | Ended, opened: OpenSource) -> _Seen | Ended:
+        if isinstance(told, Ended):
+            return told
+        return _Seen(told.name, looked_at(self._align, told, opened)[0])
 
     @property
     def _ending(self) -> bool:
@@ -253,7 +262,8 @@ class ShareCrew:
         self._dispatch.again(worker, numbers)
 
     def settled(self, worker: int, indices: list[int]) -> None:
-        self._dispatch.done(worker, indices)
+        for event in self._dispatch.done(worker, indices):
+            self._done(event)
         if self._pipeline.combine is None:
             self._learn(worker, len(indices))
 
@@ -276,19 +286,27 @@ class ShareCrew:
         self._dispatch.give_up(index)
         return True
 
+    def _done(self, event: Ready) -> None:
+        if self._wanted is not None:
+            self._wanted.done(event)
+
     def poll(self, pool: Pool) -> None:
         while self._dispatch.n_waiting < _MAX_WAITING:
             try:
-                told = self._tidings.get_nowait()
+                lot = self._tidings.get_nowait()
             except queue.Empty:
                 self._look_at_clock()
                 break
-            if isinstance(told, FirstlightError):
-                raise told
-            self._note(told)
+            if isinstance(lot, FirstlightError):
+                raise lot
+            for told in lot:
+                self._note(told)
+            self._reduction.offered(self._aligner.n_begun)
         else:
             if self._clock is not None:
                 self._clock.again()
+        if self._wanted is not None:
+            self._wanted.tell(self._dispatch.under_way)
         for worker, events in self._dispatch.assign():
             if self._dispatch.n_at(worker) == len(events):
                 self._since[worker] = time.monotonic()
@@ -307,8 +325,9 @@ class ShareCrew:
                 self.aborted = told
             actions = self._aligner.ended(told.name)
         else:
+            assert self._wanted is not None  # made before anything is told
+            self._wanted.arrived(told.name, told.message.id)
             actions = self._aligner.arrived(told.name, told.message)
-            self._reduction.offered(self._aligner.n_begun)
         for action in actions:
             self._act(action)
         if not self._open:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from heapq import heappop, heappush
 from typing import NamedTuple, TypeAlias
 
@@ -135,9 +135,10 @@ class Dispatch:
         self._waiting[number] = waiting
         self._queue(number, share)
 
-    def done(self, worker: int, numbers: Iterable[int]) -> None:
-        """The worker's records of these are safe."""
+    def done(self, worker: int, numbers: Iterable[int]) -> list[Ready]:
+        """The worker's records of these are safe; returns the events that this ends, where events have no shares."""
         has, kept = self._has.get(worker, {}), self._kept.get(worker, {})
+        finished = []
         for number in numbers:
             found = has.pop(number, None)
             if found is not None:
@@ -146,7 +147,10 @@ class Dispatch:
                 found = kept.pop(number, None)
             if found is not None:
                 self._close(number, found)
+                if self._width == 1 and not found.share.everyone:
+                    finished.append(found.event)
             self._begun.discard(number)
+        return finished
 
     def worked(self, worker: int, numbers: Iterable[int]) -> None:
         """The worker has worked on these; it has time for others, though the results are not safe yet."""
@@ -288,6 +292,12 @@ class Dispatch:
     def n_at(self, worker: int) -> int:
         """Events that a worker has."""
         return len(self._has.get(worker, ()))
+
+    @property
+    def under_way(self) -> Iterator[Ready]:
+        """Events, or shares, that somebody has or will get."""
+        for some in (self._waiting, self._for_everyone, *self._has.values(), *self._kept.values()):
+            yield from (waiting.event for waiting in some.values())
 
     @property
     def n_waiting(self) -> int:

@@ -26,9 +26,10 @@ from firstlight.pipeline._parameters import ParameterSet
 from firstlight.pipeline._pipeline import Pipeline, Resets
 from firstlight.pipeline._records import Record, lost_record
 from firstlight.pipeline._run import Executor, OnView, Run
-from firstlight.pipeline._sources import AtHand, Ended, OpenSource, Source, Tidings, looked_at
+from firstlight.pipeline._sources import Arrival, AtHand, Ended, OpenSource, Source, Tidings, looked_at
 from firstlight.pipeline._step import Step, divided
 from firstlight.pipeline._steps import Steps
+from firstlight.pipeline._wanted import Wanted
 from firstlight.pipeline._worker_views import Showing, WorkersShown
 
 __all__ = ["Inline", "Listening", "aborted_error"]
@@ -174,14 +175,20 @@ class InlineRun(Run):
         sharing = Sharing(self.pipeline.shares)
         clock = Listening() if self._source.live else None
         showing = Showing(step)
+        wanted = Wanted(opened, aligner)
         for told in opened.tidings():
             if self._stopping.is_set():
                 return
+            if isinstance(told, Arrival):
+                wanted.arrived(told.name, told.id)
             actions = self._noted(told, aligner, opened, at_hand)
             if clock is not None:
                 actions += aligner.tick(clock.now_s())
             for action in actions:
                 self._act(action, sharing, at_hand, step)
+                if isinstance(action, Ready):
+                    wanted.done(action)
+            wanted.tell(())
             self._look(showing.look())
             self._show()
             yield

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from firstlight.client import DEFAULT_URL, Client
+from firstlight.client import DEFAULT_URL, Client, Consumer
 from firstlight.errors import (
     ConfigurationError,
     FirstlightError,
@@ -26,8 +26,8 @@ __all__ = ["Live", "OpenLive", "silence"]
 
 #: So long a reader waits before it looks at its clock and at whether it shall stop.
 _SLICE_S = 0.1
-#: Tidings on their way from the threads that follow several inputs; each may hold its message in the service's memory.
-_MAX_TIDINGS = 32
+#: Lots on their way from the threads that follow several inputs; their messages are held in the service's memory.
+_MAX_LOTS = 4
 
 
 @dataclass(frozen=True)
@@ -104,14 +104,24 @@ class OpenLive:
         self._threads: list[threading.Thread] = []
         self._heard_s = time.monotonic()
         self._ended: tuple[str, float] | None = None
+        self._followed: dict[str, Consumer] = {}
         self.client = source.connect()
 
     def tidings(self) -> Iterator[Tidings]:
         """What arrives; each message comes along."""
+        for lot in self.lots():
+            if not lot:
+                yield None
+            lot.reverse()
+            while lot:  # one that is worked on does not keep those before it
+                yield lot.pop()
+
+    def lots(self) -> Iterator[list[Arrival | Ended]]:
+        """What arrives together; each message comes along."""
         if len(self._inputs) == 1:
             yield from self._follow(self._inputs[0])
             return
-        arriving: queue.Queue[Tidings | FirstlightError] = queue.Queue(_MAX_TIDINGS)
+        arriving: queue.Queue[list[Arrival | Ended] | FirstlightError] = queue.Queue(_MAX_LOTS)
         for name in self._inputs:
             thread = threading.Thread(target=self._pass_on, args=(name, arriving), name=f"follow {name}", daemon=True)
             self._threads.append(thread)
@@ -119,59 +129,67 @@ class OpenLive:
         n_open = len(self._inputs)
         while n_open:
             try:
-                told = arriving.get(timeout=_SLICE_S)
+                lot = arriving.get(timeout=_SLICE_S)
             except queue.Empty:
-                told = None
-            if isinstance(told, FirstlightError):
-                raise told
-            if isinstance(told, Ended):
-                n_open -= 1
-                self._ended = (told.name, time.monotonic())
-            yield told
+                lot = []
+            if isinstance(lot, FirstlightError):
+                raise lot
+            for told in lot:
+                if isinstance(told, Ended):
+                    n_open -= 1
+                    self._ended = (told.name, time.monotonic())
+            yield lot
 
-    def _pass_on(self, name: str, arriving: queue.Queue[Tidings | FirstlightError]) -> None:
+    def _pass_on(self, name: str, arriving: queue.Queue[list[Arrival | Ended] | FirstlightError]) -> None:
         try:
-            for told in self._follow(name):
-                if told is not None:
-                    self._put(arriving, told)
+            for lot in self._follow(name):
+                if lot:
+                    self._put(arriving, lot)
                 if self._closing.is_set():
                     return
         except FirstlightError as error:
             self._put(arriving, error)
 
-    def _put(self, arriving: queue.Queue[Tidings | FirstlightError], told: Tidings | FirstlightError) -> None:
+    def _put(
+        self,
+        arriving: queue.Queue[list[Arrival | Ended] | FirstlightError],
+        told: list[Arrival | Ended] | FirstlightError,
+    ) -> None:
         while not self._closing.is_set():
             try:
                 return arriving.put(told, timeout=_SLICE_S)
             except queue.Full:
                 self._heard_s = time.monotonic()  # what lies unread is no silence
 
-    def _follow(self, name: str) -> Iterator[Tidings]:
+    def _follow(self, name: str) -> Iterator[list[Arrival | Ended]]:
         where = self._source
-        with self.client.consume(
-            name, beamtime=where.beamtime, stream=where.stream, datasets=where.datasets, timeout=_SLICE_S
-        ) as consumer:
+        # Acknowledged when the run is done with a message: until then it is kept, where the policy is to keep.
+        consumer = self._followed[name] = self.client.consume(
+            name, beamtime=where.beamtime, stream=where.stream, datasets=where.datasets, ack="manual"
+        )
+        self._heard_s = heard_s = time.monotonic()
+        while True:
+            try:
+                found = consumer.receive_many(_SLICE_S)
+            except (StreamTimeoutError, StreamNotFoundError) as error:
+                if (reason := self._given_up(heard_s)) is not None:
+                    yield [Ended(name, reason, consumer.lost)]
+                    return
+                if where.timeout is not None and time.monotonic() - self._heard_s > where.timeout:
+                    raise silence(where, name, exists=isinstance(error, StreamTimeoutError)) from None
+                yield []
+                continue
+            except StreamAbortedError as error:
+                yield [Ended(name, error.values["reason"], consumer.lost)]
+                return
+            if not found:
+                yield [Ended(name, None, consumer.lost)]
+                return
+            lot: list[Arrival | Ended] = [Arrival(name, message.id, message) for message in found]
+            del found
+            yield lot
+            # Behind the yield: what the caller does with messages is no silence of the stream.
             self._heard_s = heard_s = time.monotonic()
-            while True:
-                try:
-                    message = next(consumer, None)
-                except (StreamTimeoutError, StreamNotFoundError) as error:
-                    if (reason := self._given_up(heard_s)) is not None:
-                        yield Ended(name, reason, consumer.lost)
-                        return
-                    if where.timeout is not None and time.monotonic() - self._heard_s > where.timeout:
-                        raise silence(where, name, exists=isinstance(error, StreamTimeoutError)) from None
-                    yield None
-                    continue
-                except StreamAbortedError as error:
-                    yield Ended(name, error.values["reason"], consumer.lost)
-                    return
-                if message is None:
-                    yield Ended(name, None, consumer.lost)
-                    return
-                yield Arrival(name, message.id, message)
-                # Behind the yield: what the caller does with a message is no silence of the stream.
-                self._heard_s = heard_s = time.monotonic()
 
     def _given_up(self, heard_s: float) -> str | None:
         """Why to wait no longer for an input that was heard then; None to wait on."""
@@ -182,6 +200,10 @@ class OpenLive:
         if time.monotonic() - max(heard_s, ended_s) <= limit_s:
             return None
         return f"it was silent for {limit_s:g} s after {other} had ended"
+
+    def done(self, name: str, first: int, last: int) -> None:
+        """The service need not keep these messages for this run."""
+        self._followed[name].ack_range(first, last)
 
     def fetch(self, ids: Mapping[str, int]) -> dict[str, Found]:
         """The messages of an event, read in place where the service is on this machine."""

@@ -40,9 +40,12 @@ __all__ = [
     "FetchesAhead",
     "Found",
     "Items",
+    "Keeps",
     "OpenSource",
     "Source",
+    "TellsInLots",
     "Tidings",
+    "in_lots",
     "looked_at",
     "message_of",
 ]
@@ -129,6 +132,22 @@ class FetchesAhead(Protocol):
         """Ask for messages of the input `name`; returns at once."""
 
 
+@runtime_checkable
+class Keeps(Protocol):
+    """An open source that keeps messages until nobody needs them."""
+
+    def done(self, name: str, first: int, last: int, /) -> None:
+        """The run is done with the messages ``first .. last`` of the input `name`."""
+
+
+@runtime_checkable
+class TellsInLots(Protocol):
+    """An open source that tells of what arrives together in one go."""
+
+    def lots(self) -> Iterator[list[Arrival | Ended]]:
+        """As `OpenSource.tidings`; an empty one when nothing came for a moment."""
+
+
 class Source(Protocol):
     """Something that can be opened for inputs of these names."""
 
@@ -202,6 +221,13 @@ class AtHand:
 def _row_of(message: Found, row: int | None) -> Found | MessageRow:
     # Modules of one detector that packs triggers: nobody has that; the worker gets the parts and finds the row itself.
     return message if row is None or isinstance(message, Dataset) else MessageRow(message, row)
+
+
+def in_lots(opened: OpenSource) -> Iterator[list[Arrival | Ended]]:
+    """What arrives, as it comes together; an empty list when nothing came for a moment."""
+    if isinstance(opened, TellsInLots):
+        return opened.lots()
+    return ([] if told is None else [told] for told in opened.tidings())
 
 
 def looked_at(align: Align, told: Arrival, opened: OpenSource) -> tuple[Descriptor, Found | None]:

@@ -156,7 +156,10 @@ class EndStream(_Message, tag=14):
 
 
 class OpenConsumer(_Message, tag=15):
-    """`group` None follows without a group. ``start`` is ``earliest``, ``latest`` or the id after which to begin."""
+    """`group` None follows without a group. ``start`` is ``earliest``, ``latest`` or the id after which to begin.
+
+    ``keeps``: a follower that acknowledges, so that policies which block or refuse keep for it what it has not done.
+    """
 
     channel: int
     beamtime: str
@@ -172,6 +175,7 @@ class OpenConsumer(_Message, tag=15):
     redeliver_after_s: float | None = None
     max_attempts: int = 0
     holding: _Intervals = ()
+    keeps: bool = False
 
 
 class Credit(_Message, tag=16):

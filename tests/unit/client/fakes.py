@@ -142,14 +142,16 @@ class Consuming:
         order: str = "id",
         start: str | int = "earliest",
         ids: tuple[tuple[int, int], ...] | None = None,
+        keeps: bool = False,
         opened: bool = True,
         **reading: Any,
     ) -> None:
         self.outlet = FakeOutlet()
         self.clock = Clock()
         request = OpenConsumer(
-            CHANNEL, STREAM.beamtime, STREAM.source, STREAM.stream, group=group, order=order, start=start, ids=ids
-        )
+            CHANNEL, STREAM.beamtime, STREAM.source, STREAM.stream, group=group, order=order, start=start, ids=ids,
+            keeps=keeps,
+        )  # fmt: skip
         self.core = ConsumerCore(CHANNEL, STREAM, self.outlet, request, Reading(**reading), clock=self.clock)
         self.core.open()
         if opened:

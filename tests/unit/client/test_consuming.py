@@ -456,3 +456,46 @@ def test_a_stream_that_does_not_exist_yet() -> None:
     c.core.handle(Opened(CHANNEL, exists=True), None)
     assert c.core.exists
     assert [type(m) for m in c.outlet.take()] == [OpenConsumer, Credit]
+
+
+# -- many in one turn --------------------------------------------------------------------------------------------------
+
+
+def test_many_messages_in_one_turn_are_acknowledged_by_the_next() -> None:
+    c = Consuming(group="g", ack="auto", prefetch=100)
+    c.deliver(1, 2, 3)
+    assert [m.id for m in c.core.take_many(2)] == [1, 2]
+    assert c.core._acked == []
+    assert [m.id for m in c.core.take_many(10)] == [3]
+    assert c.core._acked == [[1, 2]]
+    assert c.core.take_many(10) == [] and c.core._acked == [[1, 3]]
+
+
+def test_an_error_comes_after_the_messages_before_it() -> None:
+    c = Consuming()
+    c.deliver(1, 2)
+    end(c, 2, aborted="beam dump")
+    assert [m.id for m in c.core.take_many(10)] == [1, 2]
+    with pytest.raises(StreamAbortedError, match="beam dump"):
+        c.core.take_many(10)
+
+
+# -- followers that keep -----------------------------------------------------------------------------------------------
+
+
+def test_a_follower_that_keeps_says_on_a_new_connection_what_it_had_and_what_it_has_done() -> None:
+    c = Consuming(keeps=True, ack="manual")
+    c.deliver(1, 2, 3, 4)
+    c.take()
+    c.core.settle_range(1, 2)
+    c.core.say_settled()
+    c.core.settle_range(4, 4)
+    c.core.say_settled()
+    c.core.handle(Settled(CHANNEL, 2), None)
+    c.outlet.take_only(Settle)
+    opened = c.reconnect()
+    (settled,) = (m for m, _ in c.outlet.sent if isinstance(m, Settle))
+    assert opened.holding == ((1, 4),) and opened.keeps
+    assert (settled.number, settled.acked) == (3, ((1, 2), (4, 4)))
+    c.core.handle(Settled(CHANNEL, 3), None)
+    assert c.core.settled

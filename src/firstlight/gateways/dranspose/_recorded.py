@@ -118,6 +118,9 @@ class _FirstForEveryone:
     def missing(self) -> dict[str, Ranges]:
         return self._inner.missing()
 
+    def held(self) -> dict[str, Ranges]:
+        return self._inner.held()
+
     @property
     def n_begun(self) -> int:
         return self._inner.n_begun
