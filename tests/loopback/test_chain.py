@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -185,6 +186,30 @@ def test_ctrl_c_stops_all_and_the_next_goes_on(service: ThreadService, beam: Cli
     assert code == 0, err
     assert beam.info("hits", stream="scan_0042").n_messages == N_FRAMES
     assert sorted(beam.find("total", 'meta.kind = "result"', stream="scan_0042")) == HITS
+
+
+def test_the_page_about_chains(service: ThreadService, beam: Client, tmp_path: Path) -> None:
+    """Its files, as they stand there, give what the text says."""
+    page = (Path(__file__).resolve().parents[2] / "docs/how-to/chain-pipelines.md").read_text(encoding="utf-8")
+    blocks = dict(re.findall(r"^```(?:python|toml)\n# (\S+)\n(.*?)^```", page, re.DOTALL | re.MULTILINE))
+    assert blocks.keys() == {"serial.py", "chain.toml"}
+    for name, text in blocks.items():
+        (tmp_path / name).write_text(text)
+    with beam.produce("eiger", stream="scan_0042") as out:
+        for index in range(1, 11):
+            out.send(np.full((4, 6), 200 if index % 5 == 0 else 1, np.uint16), id=index)
+    code, out, err = ended(started(service, tmp_path / "chain.toml", "--json"))
+    assert code == 0, err
+    hits, total = (json.loads(line) for line in out.splitlines()[-2:])
+    assert (hits["results"], hits["empty"], total["results"], total["empty"]) == (2, 8, 2, 8)
+    assert total["views"]["sum"]["value"] == 2 * 24 * 200
+    consumer = re.findall(r"^```python\n(from firstlight.client.*?)^```", page, re.DOTALL | re.MULTILINE)[0]
+    program = consumer.replace("Client()", f"Client({service.url!r})")
+    environment = os.environ | {"PYTHONPATH": str(Path(firstlight.__file__).parents[1])}
+    printed = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment, timeout=_WITHIN_S
+    )
+    assert printed.stdout == "5 24\n10 24\n"
 
 
 # -- in a script ----------------------------------------------------------------------------------------------------------

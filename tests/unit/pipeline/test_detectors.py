@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -193,3 +194,21 @@ def test_data_errors_reach_the_worker_as_such() -> None:
         return ""
 
     assert ran(worker, Items({"m0": [module(0, 1)], "m1": [b"text"]})).result().found == {1: "m1"}
+
+
+def test_the_page_about_detectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files, as they stand there."""
+    page = (Path(__file__).resolve().parents[3] / "docs/how-to/assemble-a-detector.md").read_text(encoding="utf-8")
+    blocks = dict(re.findall(r"^```(?:python|toml)\n# (\S+)\n(.*?)^```", page, re.DOTALL | re.MULTILINE))
+    assert blocks.keys() == {"jungfrau.toml", "brightest.py"}
+    (tmp_path / "jungfrau.toml").write_text(blocks["jungfrau.toml"])
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(blocks["brightest.py"], found)
+    image = np.zeros((514, 1030), np.int32)
+    image[510, 250] = 7
+    views = run(found["pipeline"], Items({"jf0": [image], "jf1": [image]})).result().snapshot()
+    assert views["brightest"].value == 7
+    outside = re.findall(r"^```python\n(import numpy.*?)^```", page, re.DOTALL | re.MULTILINE)[0]
+    exec(outside, found)
+    assert found["image"].mask.sum() == 8 * 1024
