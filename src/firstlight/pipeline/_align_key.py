@@ -158,8 +158,8 @@ class _KeyAligner(ReferenceForming):
         self._index_of: dict[Key, int] = {}
         self._key_of: dict[int, Key] = {}
         self._settled_keys: OrderedDict[Key, int] = OrderedDict()
-        #: Messages that wait for the reference to say the same, by key and input.
-        self._early: dict[Key, dict[str, int]] = {}
+        #: Messages that wait for the reference to say the same, by key and input; the first of an input counts.
+        self._early: dict[Key, dict[str, list[int]]] = {}
 
     def arrived(self, name: str, message: Descriptor) -> list[Action]:
         """A message of the input `name` is there."""
@@ -170,9 +170,9 @@ class _KeyAligner(ReferenceForming):
             return self._begin(message.id, message.key) if index is None else [Again(name, index)]
         if index is not None:
             return self._put(name, index, message.id)
-        if self._reference not in self._open or name in self._early.get(message.key, ()):
+        if self._reference not in self._open:
             return [Unmatched(name, message.id)]
-        self._early.setdefault(message.key, {})[name] = message.id
+        self._early.setdefault(message.key, {}).setdefault(name, []).append(message.id)
         return []
 
     def _begin(self, index: int, key: Key) -> list[Action]:
@@ -182,10 +182,11 @@ class _KeyAligner(ReferenceForming):
         if early:
             # Known before the event is looked at: their inputs may have ended, and are not missing for that.
             self._begin_event(index)
-            self._ids[index] = early
+            self._ids[index] = {name: numbers[0] for name, numbers in early.items()}
             for name in early:
                 self._have[name].add(index, index)
-        return self._put(self._reference, index, index)
+        repeated: list[Action] = [Again(name, index) for name, numbers in early.items() for _ in numbers[1:]]
+        return repeated + self._put(self._reference, index, index)
 
     def _forget(self, first: int, last: int) -> None:
         super()._forget(first, last)
@@ -210,5 +211,10 @@ class _KeyAligner(ReferenceForming):
         actions: list[Action] = []
         if name == self._reference:
             early, self._early = self._early, {}
-            actions += [Unmatched(other, number) for found in early.values() for other, number in found.items()]
+            actions += [
+                Unmatched(other, number)
+                for found in early.values()
+                for other, numbers in found.items()
+                for number in numbers
+            ]
         return actions + super().ended(name)

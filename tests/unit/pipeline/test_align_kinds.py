@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -194,6 +195,20 @@ def test_any_key_makes_events_of_the_reference() -> None:
     assert aligner.ended("robot") == [Unmatched("eiger", 2)]
     assert keyed(align, aligner, "eiger", 8, {"sample": 2.5}) == [Ready(7, {"eiger": 8, "robot": 7})]
     assert missing(aligner) == {"eiger": [], "robot": [(1, 4), (6, 6)]}
+
+
+def test_a_repeated_key_is_told_whether_the_reference_came_before_or_behind_it() -> None:
+    align = ByKey("sample", reference="robot")
+    came = [("eiger", 1), ("eiger", 2), ("robot", 5), ("eiger", 3)]
+    for order in itertools.permutations(came):
+        aligner = align.aligner(["eiger", "robot"])
+        actions = [a for name, n in order for a in keyed(align, aligner, name, n, {"sample": "lysozyme"})]
+        assert sorted(type(a).__name__ for a in actions) == ["Again", "Again", "Ready"]
+        assert actions.count(Again("eiger", 5)) == 2 and aligner.n_begun == 1
+    aligner = align.aligner(["eiger", "robot"])
+    assert keyed(align, aligner, "eiger", 1, {"sample": "ghost"}) == []
+    assert keyed(align, aligner, "eiger", 2, {"sample": "ghost"}) == []
+    assert aligner.ended("robot") == [Unmatched("eiger", 1), Unmatched("eiger", 2)]
 
 
 def test_a_reference_knows_deadlines() -> None:
