@@ -18,7 +18,7 @@ from typing import Protocol
 from firstlight.errors import ConfigurationError
 from firstlight.model import Dataset, Message, Ranges
 from firstlight.pipeline._align_forming import Forming, Place, check_policy
-from firstlight.pipeline._align_numbers import Counting, Numbered, Numbering, Rows, Spans
+from firstlight.pipeline._align_numbers import Counting, Ids, Numbered, Numbering, Rows, Spans
 from firstlight.pipeline._align_values import Action, Again, Descriptor, Ready, Unmatched, WhenIncomplete
 
 __all__ = ["Action", "Align", "Aligner", "ByIndex", "IndexAligner", "NumberAligner", "Ready", "check_inputs"]
@@ -187,7 +187,7 @@ class NumberAligner(Forming):
     ) -> None:
         super().__init__(inputs, incomplete)
         self._numberings = dict(numberings)
-        self._spans = {name: Spans(packed=name in packed) for name in numberings}
+        self._spans: dict[str, Spans | Ids] = {name: Spans() if name in packed else Ids() for name in numberings}
 
     def arrived(self, name: str, message: Descriptor) -> list[Action]:
         """A message of the input `name` is there."""
@@ -203,6 +203,8 @@ class NumberAligner(Forming):
         """The triggers of a message are known by number; `row` is the first of them."""
         if name not in self._spans:
             return self._present(name, message.first)
+        if message.n == 1:
+            return self._take_one(name, message.first, message.id, row)
         last = message.first + message.n - 1
         have = self._have[name]
         actions: list[Action] = [
@@ -216,6 +218,11 @@ class NumberAligner(Forming):
                 if settled:  # nobody will ask where this is
                     self._spans[name].forget(index, index)
         return actions
+
+    def _take_one(self, name: str, index: int, identity: int, row: int) -> list[Action]:
+        if index not in self._have[name] and index not in self._settled:
+            self._spans[name].add(index, index, identity, row)
+        return self._present(name, index)
 
     def ended(self, name: str) -> list[Action]:
         """Nothing more will come from the input `name`."""

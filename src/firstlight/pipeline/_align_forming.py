@@ -197,10 +197,8 @@ class Forming:
     # -- looking at it ------------------------------------------------------------------------------------------------
 
     def _waiting(self) -> Ranges:
-        union = Ranges(interval for have in self._have.values() for interval in have)
-        for first, last in self._settled:
-            union.discard(first, last)
-        return union
+        begun = Ranges(sorted(interval for have in self._have.values() for interval in have))
+        return Ranges(gap for first, last in begun for gap in self._settled.missing_within(first, last))
 
     @property
     def n_waiting(self) -> int:

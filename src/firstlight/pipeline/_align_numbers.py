@@ -19,6 +19,7 @@ from firstlight.pipeline._align_values import Descriptor, Key
 
 __all__ = [
     "Counting",
+    "Ids",
     "Keyed",
     "Numbered",
     "Numbering",
@@ -228,17 +229,31 @@ class Counting:
         return list(self._waiting)
 
 
+class Ids:
+    """Where triggers are that each have a message of their own."""
+
+    def __init__(self) -> None:
+        self._ids: dict[int, int] = {}
+
+    def add(self, first: int, last: int, identity: int, row: int) -> None:
+        """The triggers ``first .. last``, mostly one, are in message `identity`."""
+        for number in range(first, last + 1):
+            self._ids[number] = identity
+
+    def place(self, number: int) -> Place:
+        """Where this trigger is."""
+        return Place(self._ids[number])
+
+    def forget(self, first: int, last: int) -> None:
+        """Nobody asks for ``first .. last`` any more."""
+        for number in range(first, last + 1):
+            self._ids.pop(number, None)
+
+
 class Spans:
-    """Where triggers are, as stretches of them that lie in one message; forgotten piece by piece.
+    """Where triggers are, as stretches of them that lie in one message; forgotten piece by piece."""
 
-    Parameters
-    ----------
-    packed
-        Messages hold several triggers, so that a place needs a row.
-    """
-
-    def __init__(self, *, packed: bool) -> None:
-        self._packed = packed
+    def __init__(self) -> None:
         self._firsts: list[int] = []
         self._spans: list[_Span] = []
 
@@ -251,7 +266,7 @@ class Spans:
     def place(self, number: int) -> Place:
         """Where this trigger is."""
         span = self._spans[bisect_right(self._firsts, number) - 1]
-        return Place(span.id, number - span.first + span.row if self._packed else None)
+        return Place(span.id, number - span.first + span.row)
 
     def ids(self) -> list[int]:
         """Messages that somebody may ask for."""

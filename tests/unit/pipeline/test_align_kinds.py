@@ -173,6 +173,18 @@ def test_numbers_in_the_metadata_make_events() -> None:
         assert keyed(align, aligner, "orca", 5, useless) == [Unmatched("orca", 5)]
 
 
+def test_where_messages_are_is_remembered_by_key_and_not_searched() -> None:
+    align = ByKey("n")
+    aligner = align.aligner(["eiger", "panda"])
+    for number in range(1, 2001):  # of one that is late, thousands may wait for the other
+        aligner.arrived("eiger", Descriptor(2001 - number, key=number))
+    ready = [a for number in range(1, 2001) for a in aligner.arrived("panda", Descriptor(number, key=number))]
+    assert [(a.index, a.ids) for a in ready if isinstance(a, Ready)] == [
+        (number, {"eiger": 2001 - number, "panda": number}) for number in range(1, 2001)
+    ]
+    assert aligner.n_waiting == 0 and not aligner._spans["eiger"]._ids  # type: ignore[attr-defined]
+
+
 def test_keys_number_the_first_trigger_of_packed_messages() -> None:
     align = ByKey("n", packed={"panda": Rows(n="rows")})
     described = align.describe("panda", message({"n": 5, "rows": 3}))
