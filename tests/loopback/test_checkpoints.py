@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -19,7 +21,7 @@ import firstlight
 from firstlight.client import Client
 from firstlight.errors import ConfigurationError
 from firstlight.model import Event, View
-from firstlight.pipeline import Live, Pipeline, Processes, Scalar, run
+from firstlight.pipeline import Combine, Live, Pipeline, Processes, Scalar, run
 from firstlight.testing import RunningService
 from firstlight.testing._pipeline_contract import Collect, frame
 
@@ -180,7 +182,7 @@ def test_a_reducer_that_cannot_be_saved_does_without(service: Any, caplog: pytes
 _SCRIPT = """
 import importlib
 import sys
-from firstlight.pipeline import Live, Processes, run
+from firstlight.pipeline import Combine, Live, Processes, run
 sys.path.insert(0, sys.argv[3])
 here = importlib.import_module(sys.argv[5])
 
@@ -198,7 +200,15 @@ def two() -> Pipeline:
     return summing(inputs=["eiger", "pilatus"])
 
 
-PIPELINES = {"summing": summing, "two": two}
+def combined() -> Pipeline:
+    return summing(combine=Combine(events=12, seconds=0.1))
+
+
+def combined_two() -> Pipeline:
+    return summing(inputs=["eiger", "pilatus"], combine=Combine(events=12, seconds=0.1))
+
+
+PIPELINES = {"summing": summing, "two": two, "combined": combined, "combined_two": combined_two}
 
 
 @pytest.fixture
@@ -227,6 +237,18 @@ def n_results(url: str) -> int:
         return sum(info.n_messages for info in client.streams("sums.results"))
 
 
+def children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task")
+    return [int(child) for task in tasks.iterdir() for child in (task / "children").read_text().split()]
+
+
+def is_worker(pid: int) -> bool:
+    try:
+        return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
 def wait_for_more(url: str, than: int, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + _WITHIN_S
     while n_results(url) <= than and process.poll() is None:
@@ -251,3 +273,39 @@ def test_a_run_that_is_killed_again_and_again_gives_the_same_answer(service: Any
     assert (found.n, found.total) == (len(ids), sum(map(value, ids)))
     stats = running.stats
     assert stats.results == stats.events == len(ids) and not stats.parked and not stats.lost
+
+
+@pytest.mark.parametrize("which", list(PIPELINES))
+def test_workers_may_be_killed_at_any_moment(service: Any, which: str) -> None:
+    ids = range(1, 401)
+    pipeline = PIPELINES[which]()
+    send(service.url, ids, "scan", *pipeline.inputs)
+    chance = random.Random(which)
+    running = run(dataclasses.replace(pipeline, max_attempts=20), named(service.url), on=Processes(2, prefetch=4))
+    killed = 0
+    while killed < 3 and not running.join(chance.uniform(0.05, 0.25)):
+        workers = [pid for pid in children(os.getpid()) if is_worker(pid)]
+        if workers and running.stats.results > 20 * killed:
+            os.kill(chance.choice(workers), signal.SIGKILL)
+            killed += 1
+    found = running.result(_WITHIN_S)
+    assert (found.n, found.total) == (len(ids), sum(map(value, ids)))
+    assert running.stats.results == running.stats.events == len(ids)
+
+
+@pytest.mark.parametrize("which", list(PIPELINES))
+def test_the_service_may_be_killed_at_any_moment(real_service: RunningService, which: str) -> None:
+    ids = range(1, 401)
+    pipeline = PIPELINES[which]()
+    send(real_service.url, ids, "scan", *pipeline.inputs)
+    chance = random.Random(which)
+    running = run(pipeline, named(real_service.url), on=Processes(2, prefetch=4))
+    for turn in range(3):
+        while running.stats.results <= 40 * turn and not running.join(0.01):
+            pass
+        time.sleep(chance.uniform(0.0, 0.15))
+        real_service.kill()
+        real_service.restart()
+    found = running.result(_WITHIN_S)
+    assert (found.n, found.total) == (len(ids), sum(map(value, ids)))
+    assert running.stats.results == running.stats.events == len(ids)

@@ -32,7 +32,7 @@ from firstlight.pipeline._feeds import Feed, GroupFeed, ShareFeed, Task
 from firstlight.pipeline._forward import Forward
 from firstlight.pipeline._gathering import Gathering
 from firstlight.pipeline._hanging import answering
-from firstlight.pipeline._live import Live
+from firstlight.pipeline._live import Live, patiently
 from firstlight.pipeline._outlets import CombinedOutlet, Outlet, PipeOutlet, StreamOutlet
 from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._records import Record, WireRecord, lost_record, to_wire
@@ -245,7 +245,9 @@ class _Work:
     def run(self, stack: ExitStack, steps: Steps[WireRecord | None]) -> Left:
         """Work until the end of the stream or of the run."""
         live = self._job.source if isinstance(self._job.source, Live) else None
-        client = stack.enter_context(live.connect()) if live is not None else None
+        client = None
+        if live is not None:
+            client = stack.enter_context(patiently(live, live.connect, self._stopping))
         feed = self._feed(client, stack)
         outlet = self._outlet(client, stack)
         settler = Settler(outlet.settle)
@@ -313,7 +315,9 @@ class _Work:
             feed = GroupFeed(self._job, client, self._ask)
             stack.callback(feed.close)
             return feed
-        share = ShareFeed(stack.enter_context(self._job.source.open(self._job.pipeline.inputs)), self._told)
+        source, inputs = self._job.source, self._job.pipeline.inputs
+        opened = patiently(source, lambda: source.open(inputs), self._stopping)
+        share = ShareFeed(stack.enter_context(opened), self._told)
         stack.callback(share.close)
         return share
 

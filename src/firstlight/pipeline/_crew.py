@@ -17,7 +17,7 @@ from firstlight.pipeline._align_values import Descriptor, Share, number_of
 from firstlight.pipeline._assign import Sharing
 from firstlight.pipeline._dispatch import Dispatch
 from firstlight.pipeline._inline import Listening
-from firstlight.pipeline._live import Live, silence
+from firstlight.pipeline._live import Live, patiently, silence
 from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._pool import Pool
 from firstlight.pipeline._records import Record, UserError
@@ -216,7 +216,8 @@ class ShareCrew:
 
     def _follow(self, wake: Callable[[], None]) -> None:
         try:
-            with self._source.open(self._inputs) as opened:
+            opening = patiently(self._source, lambda: self._source.open(self._inputs), self._stopping)
+            with opening as opened:
                 self._wanted = Wanted(opened, self._aligner)
                 for lot in in_lots(opened):
                     if self._ending:

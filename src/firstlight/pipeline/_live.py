@@ -6,12 +6,14 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from firstlight.client import DEFAULT_URL, Client, Consumer
 from firstlight.errors import (
     ConfigurationError,
+    ConnectionLostError,
     FirstlightError,
     MessageNotFoundError,
     StreamAbortedError,
@@ -20,9 +22,11 @@ from firstlight.errors import (
 )
 from firstlight.model import DEFAULT_BEAMTIME, StreamId
 from firstlight.pipeline._forward import Reference, fetch_reference
-from firstlight.pipeline._sources import Arrival, Coming, Ended, Found, Tidings
+from firstlight.pipeline._sources import Arrival, Coming, Ended, Found, Source, Tidings
 
-__all__ = ["Live", "OpenLive", "silence"]
+__all__ = ["Live", "OpenLive", "patiently", "silence"]
+
+_Made = TypeVar("_Made")
 
 #: So long a reader waits before it looks at its clock and at whether it shall stop.
 _SLICE_S = 0.1
@@ -242,6 +246,23 @@ class OpenLive:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def patiently(source: Source, connect: Callable[[], _Made], stopping: threading.Event) -> _Made:
+    """Connect to a service that was there a moment ago, and may be restarting: try for as long as a lost connection is.
+
+    Raises
+    ------
+    ConnectionLostError
+        If it does not come back in time, or the run ends.
+    """
+    deadline = time.monotonic() + (source.reconnect_timeout if isinstance(source, Live) else 0.0)
+    while True:
+        try:
+            return connect()
+        except ConnectionLostError:
+            if time.monotonic() >= deadline or stopping.wait(_SLICE_S):
+                raise
 
 
 def silence(where: Live, name: str, *, exists: bool) -> FirstlightError:
