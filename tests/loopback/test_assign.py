@@ -6,6 +6,8 @@ import dataclasses
 import itertools
 import pickle
 import queue
+import threading
+import time
 from collections import defaultdict
 from contextlib import closing
 from pathlib import Path
@@ -30,8 +32,10 @@ from firstlight.pipeline import (
     from_message,
     run,
 )
+from firstlight.pipeline._crew import ShareCrew
 from firstlight.pipeline._pool import Pool
 from firstlight.pipeline._records import from_wire
+from firstlight.pipeline._reduction import Reduction
 from firstlight.pipeline._talk import HandOut, Reported, ShareJob, Started
 
 _NAMES = (f"assign_{number:04d}" for number in itertools.count(1))
@@ -47,13 +51,13 @@ def items(n: int) -> Items:
     return Items({name: [b"x"] * n for name in ("eiger", "panda")})
 
 
-def send(url: str, n: int, *names: str) -> Live:
+def send(url: str, n: int, *names: str, data: bytes = b"x") -> Live:
     stream = next(_NAMES)
     with Client(url) as client:
         for name in names:
             with client.produce(name, stream=stream) as producer:
                 for _ in range(n):
-                    producer.send(b"x")
+                    producer.send(data)
     return Live(url, stream=stream, timeout=_WITHIN_S)
 
 
@@ -126,6 +130,39 @@ def test_a_tag_that_comes_up_later_and_no_worker_has_is_an_error_and_does_not_ha
     skipping = run(pipeline(**late, on_error="skip"), items(5), on=Processes(1))
     assert [index for index, _ in finished(skipping)] == [1, 2, 4, 5]
     assert list(skipping.stats.parked) == [(3, 3)] and skipping.stats.last_errors[0].error.type == "NoWorker"
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+class Told:
+    """In the place of a pool: what the workers were told."""
+
+    def __init__(self) -> None:
+        self.indices: list[int] = []
+
+    def say(self, worker: int, what: HandOut) -> None:
+        self.indices += [event.index for event in what.events]
+
+
+def test_what_a_worker_has_at_hand_is_bounded_by_bytes(service: Any) -> None:
+    live = send(service.url, 12, "eiger", "panda", data=bytes(500_000))
+    two = pipeline()
+    crew = ShareCrew(
+        two, live, Reduction(two, live=True), workers=[frozenset({"generic"})], prefetch=16, prefetch_bytes=3_000_000,
+        park=lambda record: None, stopping=threading.Event(),
+    )  # fmt: skip
+    told: Any = Told()
+    with closing(crew):
+        crew.follow(lambda: None)
+        crew.started(0)
+        for has in (3, 6, 9, 12):  # of 1 MB each, and never more than three at a time
+            deadline = time.monotonic() + _WITHIN_S
+            while len(told.indices) < has and time.monotonic() < deadline:
+                crew.poll(told)
+            crew.poll(told)
+            assert told.indices == list(range(1, has + 1))
+            crew.settled(0, list(range(has - 2, has + 1)))
 
 
 # -- hanging ----------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._pool import Pool
 from firstlight.pipeline._records import Record, UserError
 from firstlight.pipeline._reduction import Reduction
+from firstlight.pipeline._sizes import Sizes, bytes_of
 from firstlight.pipeline._sources import Arrival, Ended, OpenSource, Source, in_lots, looked_at
 from firstlight.pipeline._step import divided
 from firstlight.pipeline._talk import HandOut
@@ -40,6 +41,7 @@ class _Seen(NamedTuple):
 
     name: str
     message: Descriptor
+    n_bytes: int
 
 
 _Told: TypeAlias = list[_Seen | Ended] | FirstlightError
@@ -170,6 +172,8 @@ class ShareCrew:
         Their tags.
     prefetch
         Events that a worker has at hand besides the one it works on; None adapts to how long it takes.
+    prefetch_bytes
+        Of the messages of these events, as far as their size is known.
     park
         Puts down the record of an event that no worker can have.
     stopping
@@ -184,6 +188,7 @@ class ShareCrew:
         *,
         workers: Sequence[frozenset[str]],
         prefetch: int | None,
+        prefetch_bytes: int,
         park: Callable[[Record], None],
         stopping: threading.Event,
     ) -> None:
@@ -198,7 +203,8 @@ class ShareCrew:
         self._aligner = pipeline.align.aligner(pipeline.inputs)
         self._clock = Listening() if source.live else None
         self._ahead = Ahead(prefetch)
-        self._dispatch = Dispatch(workers, per_worker=self._ahead.n + 1, width=self._width)
+        self._sizes = Sizes()
+        self._dispatch = Dispatch(workers, per_worker=self._ahead.n + 1, max_bytes=prefetch_bytes, width=self._width)
         #: Since when a worker works on what it has.
         self._since: dict[int, float] = {}
         self._tidings: queue.Queue[_Told] = queue.Queue(_MAX_LOTS)
@@ -233,7 +239,8 @@ class ShareCrew:
     def _seen(self, told: Arrival | Ended, opened: OpenSource) -> _Seen | Ended:
         if isinstance(told, Ended):
             return told
-        return _Seen(told.name, looked_at(self._align, told, opened)[0])
+        descriptor, message = looked_at(self._align, told, opened)
+        return _Seen(told.name, descriptor, bytes_of(message))
 
     @property
     def _ending(self) -> bool:
@@ -328,6 +335,7 @@ class ShareCrew:
         else:
             assert self._wanted is not None  # made before anything is told
             self._wanted.arrived(told.name, told.message.id)
+            self._sizes.saw(told.name, told.n_bytes)
             actions = self._aligner.arrived(told.name, told.message)
         for action in actions:
             self._act(action)
@@ -353,7 +361,7 @@ class ShareCrew:
         if number in self._reduction.seen and not share.everyone:
             return
         if self._dispatch.takers(share):
-            self._dispatch.offer(part, share)
+            self._dispatch.offer(part, share, n_bytes=self._sizes.of(part.ids))
             return
         text = f"event {part.index} asks for a worker with the tags {', '.join(sorted(share.tags))}, and none has them"
         if self._pipeline.on_error == "stop":

@@ -17,6 +17,7 @@ from firstlight.pipeline._ahead import Ahead
 from firstlight.pipeline._align import Ready
 from firstlight.pipeline._forward import Reference, fetch_reference
 from firstlight.pipeline._records import Record
+from firstlight.pipeline._sizes import Sizes, bytes_of
 from firstlight.pipeline._sources import AtHand, Coming, FetchesAhead, Found, OpenSource
 from firstlight.pipeline._talk import Answer, GroupJob, HandOut, Stop
 
@@ -101,6 +102,7 @@ class GroupFeed:
         self._client = client
         self._ask = ask
         self._ahead = Ahead(job.prefetch)
+        self._sizes = Sizes()
         self._given_s: float | None = None
         # Nothing is delivered to somebody else as long as this process lives: how long a worker takes is its own
         # affair.
@@ -114,7 +116,7 @@ class GroupFeed:
         if self._given_s is not None:
             self._ahead.took(time.monotonic() - self._given_s)
             self._given_s = None
-            self._consumer.limit(self._ahead.n)
+            self._consumer.limit(self._limit)
         try:
             message = self._consumer.receive(_SLICE_S)
         except (StreamTimeoutError, StreamNotFoundError):
@@ -127,8 +129,15 @@ class GroupFeed:
             return None
         return self._task(message)
 
+    @property
+    def _limit(self) -> int:
+        """Messages that may be at hand."""
+        size = self._sizes.of([self._name])
+        return min(self._ahead.n, max(self._job.prefetch_bytes // size, 1)) if size else self._ahead.n
+
     def _task(self, message: Message | Dataset) -> Task:
-        n_bytes = len(message.data) if isinstance(message, Message) else sum(len(part.data) for part in message)
+        n_bytes = bytes_of(message)
+        self._sizes.saw(self._name, n_bytes)
         instead, known = None, False
         if message.attempt > 1:
             known = self._is_known(message.id)

@@ -84,6 +84,9 @@ class Processes:
     tags
         What some of the processes, which are called 0 to n - 1, have and others have not, see `Assign`:
         ``{"gpu": [0], "night-shift": [0, 3]}``. Those without any have the tag ``generic``.
+    prefetch_bytes
+        Of the messages of these events, for each process; one event is at hand, however large it is. Where a source does
+        not tell how large messages are before they are read, as recordings do not, only their number counts.
     stop_within_s
         When the run is stopped, processes may finish what they have begun for so long; then they are killed.
 
@@ -96,6 +99,7 @@ class Processes:
     n: int
     prefetch: int | None = None
     stop_within_s: float = 10.0
+    prefetch_bytes: int = field(default=256 << 20, kw_only=True)
     hang_after_s: float | None = field(default=None, kw_only=True)
     tags: Mapping[str, Iterable[int]] = field(default_factory=dict, kw_only=True)
 
@@ -106,6 +110,9 @@ class Processes:
                 f"prefetch={self.prefetch}, "
                 f"stop_within_s={self.stop_within_s:g})"
             )
+        n_bytes: Any = self.prefetch_bytes
+        if not isinstance(n_bytes, int) or n_bytes < 1:
+            raise ConfigurationError(f"prefetch_bytes of Processes is a number of bytes from 1 on, not {n_bytes!r}")
         if self.hang_after_s is not None and not self.hang_after_s > 0:
             raise ConfigurationError(f"hang_after_s of Processes is more than 0 s, or None, not {self.hang_after_s!r}")
         worker_tags(self.n, self.tags)
@@ -327,6 +334,7 @@ class ProcessesRun(Run):
             return GroupCrew(client, self.pipeline, live, self._label, self._reduction, self._on.n)
         crew = ShareCrew(
             self.pipeline, self._source, self._reduction, workers=self._tags, prefetch=self._on.prefetch,
+            prefetch_bytes=self._on.prefetch_bytes,
             park=self._put, stopping=self._stopping,
         )  # fmt: skip
         stack.callback(crew.close)
@@ -339,7 +347,7 @@ class ProcessesRun(Run):
         results = self._results.stream if self._results is not None else None
         known = (pipeline, self._stamp, self._source, results)
         if live is not None and self._by_service:
-            return GroupJob(*known, live, self._label, self._on.prefetch)
+            return GroupJob(*known, live, self._label, self._on.prefetch, self._on.prefetch_bytes)
         return ShareJob(*known)
 
     def _work(self, pool: Pool, crew: Crew) -> None:

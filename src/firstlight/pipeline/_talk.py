@@ -65,6 +65,7 @@ class GroupJob(Job):
     live: Live
     group: str
     prefetch: int | None
+    prefetch_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -320,7 +320,9 @@ _SHARES = st.builds(
 )
 _STEPS = st.one_of(
     st.tuples(st.just("offer"), st.lists(_SHARES, min_size=1, max_size=_WIDTH)),
-    st.tuples(st.sampled_from(["done", "lose", "add", "assign", "give up"]), st.integers(0, 2)),
+    st.tuples(
+        st.sampled_from(["done", "worked", "safe", "again", "lose", "add", "assign", "give up"]), st.integers(0, 2)
+    ),
 )
 
 
@@ -331,6 +333,8 @@ class _Workers:
     dispatch: Dispatch
     offered: dict[int, Share] = field(default_factory=dict)
     has: dict[int, list[int]] = field(default_factory=dict)
+    #: Worked on, and not safe yet.
+    kept: dict[int, list[int]] = field(default_factory=dict)
     done: list[int] = field(default_factory=list)
     given_up: set[int] = field(default_factory=set)
     worker_of: dict[tuple[frozenset[str], Hashable], int] = field(default_factory=dict)
@@ -347,7 +351,7 @@ class _Workers:
                 assert number not in self.done and number not in self.given_up
 
     def lose(self, worker: int) -> None:
-        assert self.dispatch.lose_worker(worker) == sorted(self.has.pop(worker))
+        assert self.dispatch.lose_worker(worker) == sorted(self.has.pop(worker) + self.kept.pop(worker))
         self.worker_of = {key: other for key, other in self.worker_of.items() if other != worker}
 
     def finish(self, worker: int) -> None:
@@ -355,8 +359,26 @@ class _Workers:
         self.done.append(number)
         self.dispatch.done(worker, [number])
 
+    def work(self, worker: int) -> None:
+        number = self.has[worker].pop(0)
+        self.kept[worker].append(number)
+        self.dispatch.worked(worker, [number])
+
+    def save(self, worker: int) -> None:
+        self.done += self.kept[worker]
+        self.dispatch.done(worker, self.kept[worker])
+        self.kept[worker] = []
+
+    def work_again(self, worker: int) -> None:
+        self.dispatch.again(worker, self.kept[worker])
+        self.kept[worker] = []
+
+    @property
+    def under_way(self) -> list[int]:
+        return [number for had in (*self.has.values(), *self.kept.values()) for number in had]
+
     def give_up(self) -> None:
-        waiting = set(self.offered) - set(self.done) - self.given_up - {n for had in self.has.values() for n in had}
+        waiting = set(self.offered) - set(self.done) - self.given_up - set(self.under_way)
         if waiting:
             self.given_up.add(min(waiting))
             self.dispatch.give_up(min(waiting))
@@ -372,12 +394,18 @@ def _step(workers: _Workers, what: str, argument: object, index: int) -> None:
     elif what == "give up":
         workers.give_up()
     elif isinstance(argument, int) and what == "add" and argument not in workers.has:
-        workers.has[argument] = []
+        workers.has[argument], workers.kept[argument] = [], []
         workers.dispatch.add_worker(argument)
     elif isinstance(argument, int) and what == "lose" and argument in workers.has:
         workers.lose(argument)
     elif isinstance(argument, int) and what == "done" and workers.has.get(argument):
         workers.finish(argument)
+    elif isinstance(argument, int) and what == "worked" and workers.has.get(argument):
+        workers.work(argument)
+    elif isinstance(argument, int) and what == "safe" and workers.kept.get(argument):
+        workers.save(argument)
+    elif isinstance(argument, int) and what == "again" and workers.kept.get(argument):
+        workers.work_again(argument)
 
 
 @given(st.lists(_STEPS, max_size=80), st.sampled_from([0, 2, 1000]))
@@ -385,7 +413,7 @@ def test_everything_is_done_once_by_whom_it_was_meant_for(steps: list[tuple[str,
     workers = _Workers(Dispatch(_TAGS, per_worker=2, width=_WIDTH, max_keys=max_keys))
     for index, (what, argument) in enumerate(steps, start=1):
         _step(workers, what, argument, index)
-        under_way = [number for had in workers.has.values() for number in had]
+        under_way = workers.under_way
         assert len(under_way) == len(set(under_way)) and not set(workers.done) & set(under_way)
         n_known = len(workers.done) + len(under_way) + len(workers.given_up)
         assert workers.dispatch.n_waiting == len(workers.offered) - n_known
@@ -399,6 +427,7 @@ def _work_off(workers: _Workers) -> None:
     """Everybody comes and works until nothing is handed out: then nothing may be left."""
     for worker in range(len(_TAGS)):
         _step(workers, "add", worker, 0)
+        workers.work_again(worker)
     while True:
         workers.assign()
         if not any(workers.has.values()):
