@@ -171,12 +171,12 @@ def _feed(
     from firstlight.gateways.dranspose import Ingest, Ingesting, NextStreams
     from firstlight.model import DEFAULT_BEAMTIME
 
-    where = {"url": url or DEFAULT_URL, "beamtime": beamtime or DEFAULT_BEAMTIME}
+    url, beamtime = url or DEFAULT_URL, beamtime or DEFAULT_BEAMTIME
     if bool(inputs) == bool(ingesters):
         raise ConfigurationError("scans have streams of the service (--input), or of ingester classes (--ingester)")
     if inputs:
         _refuse("--input", {"--set": settings})
-        return NextStreams(inputs, **where)
+        return NextStreams(inputs, url=url, beamtime=beamtime)
     classes = dict(_split("--ingester", "STREAM=MODULE:CLASS", given) for given in ingesters)
     own: dict[str, dict[str, str]] = {stream: {} for stream in classes}
     for given in settings:
@@ -185,7 +185,9 @@ def _feed(
         if stream not in own:
             raise ConfigurationError(f"--set {given!r} names no stream of an --ingester; there are {', '.join(own)}")
         own[stream][name] = value
-    return Ingesting({stream: Ingest(target, own[stream]) for stream, target in classes.items()}, **where)
+    return Ingesting(
+        {stream: Ingest(target, own[stream]) for stream, target in classes.items()}, url=url, beamtime=beamtime
+    )
 
 
 def _split(option: str, form: str, given: str) -> tuple[str, str]:

@@ -69,15 +69,18 @@ def test_one_worker_ticks_in_an_interval(recorded: Cbors, n: int) -> None:
         assert sum(payload.current.user.results.values()) == 1  # type: ignore[union-attr]
 
 
-def test_finish_and_close_and_a_context_that_outlives_a_scan(recorded: Cbors, tmp_path: Path) -> None:
+@pytest.mark.parametrize("on", ["nullcontext(Inline())", "Processes(1).lasting()"])
+def test_finish_and_close_and_a_context_that_outlives_a_scan(recorded: Cbors, tmp_path: Path, on: str) -> None:
     # In a process of its own, whose end is part of the test.
     script = tmp_path / "scans.py"
     script.write_text(
+        "from contextlib import nullcontext\n"
         "from firstlight.gateways.dranspose import Cbors, Payload\n"
-        "from firstlight.pipeline import Inline, run\n"
-        "with Payload('own_payloads:Closing', 'own_payloads:Lists') as payload:\n"
-        "    for _ in range(2):\n"
-        f"        run(payload.pipeline(), Cbors([{str(recorded.paths[0])!r}]), on=Inline()).result()\n"
+        "from firstlight.pipeline import Inline, Processes, run\n"
+        "if __name__ == '__main__':\n"
+        f"    with Payload('own_payloads:Closing', 'own_payloads:Lists') as payload, {on} as on:\n"
+        "        for _ in range(2):\n"
+        f"            run(payload.pipeline(), Cbors([{str(recorded.paths[0])!r}]), on=on).result()\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     subprocess.run([sys.executable, str(script)], cwd=tmp_path, env=environment, check=True, timeout=WITHIN_S)

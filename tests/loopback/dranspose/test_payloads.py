@@ -117,6 +117,21 @@ def test_typed_parameters_reach_worker_and_reducer(payloads: Path, tmp_path: Pat
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "classes",
+    [
+        (PARAMS[0], "examples.dynamic_reduce.reducer:InteractiveReducer"),
+        ("examples.timing.worker:TimingWorker", "examples.timing.reducer:TimingReducer"),
+    ],
+)
+def test_other_examples(payloads: Path, tmp_path: Path, classes: tuple[str, str]) -> None:
+    recorded = payloads / RECORDED
+    expected = theirs(payloads, tmp_path, classes, files=(recorded,))
+    found, running = ours(classes, Cbors([recorded]), Processes(1))
+    assert plain(found) == plain(expected)
+    assert (running.stats.results, running.stats.errors) == (11, 0)
+
+
 def test_defaults_of_parameters(payloads: Path, tmp_path: Path) -> None:
     expected = theirs(payloads, tmp_path, PARAMS, source=SCANNED)
     found, _ = ours(PARAMS, Generators(SCANNED), Inline())

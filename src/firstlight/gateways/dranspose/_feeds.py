@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 Wait = Callable[[threading.Event], tuple[Live, Collection[str]] | None]
 
 _LOOK_EVERY_S = 0.1
+#: So long a stream may go on without its end when another one of the scan has ended.
+_AFTER_END_S = 30.0
 
 
 class Ingesting:
@@ -33,16 +35,20 @@ class Ingesting:
         Stream -> who receives it.
     url, beamtime
         The service that keeps what was received.
+    after_end_s
+        A stream that goes on for so long after another one of the scan has ended is given up, and the scan with it.
     """
 
     def __init__(
-        self, ingests: Mapping[str, Ingest], *, url: str = DEFAULT_URL, beamtime: str = DEFAULT_BEAMTIME
-    ) -> None:
+        self, ingests: Mapping[str, Ingest], *, url: str = DEFAULT_URL, beamtime: str = DEFAULT_BEAMTIME,
+        after_end_s: float = _AFTER_END_S,
+    ) -> None:  # fmt: skip
         if not ingests:
             raise ConfigurationError("which streams? Name at least one ingester")
         self._ingests = dict(ingests)
         self._url = url
         self._beamtime = beamtime
+        self._after_end_s = after_end_s
         self._under_way: ExitStack | None = None
 
     @property
@@ -62,7 +68,8 @@ class Ingesting:
                 )  # fmt: skip
                 stack.enter_context(self._ingests[stream].start(stream, producer, scan.n_messages(stream)))
             self._under_way = stack.pop_all()
-        return lambda stopping: (Live(self._url, beamtime=self._beamtime, stream=name), ())
+        live = Live(self._url, beamtime=self._beamtime, stream=name, after_end_s=self._after_end_s)
+        return lambda stopping: (live, ())
 
     def end(self, scan: ScanMap) -> None:
         """Disconnect."""
@@ -80,10 +87,14 @@ class NextStreams:
         Those that a map may name as its streams.
     """
 
-    def __init__(self, sources: Sequence[str], *, url: str = DEFAULT_URL, beamtime: str = DEFAULT_BEAMTIME) -> None:
+    def __init__(
+        self, sources: Sequence[str], *, url: str = DEFAULT_URL, beamtime: str = DEFAULT_BEAMTIME,
+        after_end_s: float = _AFTER_END_S,
+    ) -> None:  # fmt: skip
         self._sources = tuple(sources)
         self._url = url
         self._beamtime = beamtime
+        self._after_end_s = after_end_s
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -107,7 +118,8 @@ class NextStreams:
                 if common:
                     # What no ingester of dranspose has sent has no messages for begin and end.
                     plain = [s for s in before if not self._is_ingested(client, s, common[0])]
-                    return Live(self._url, beamtime=self._beamtime, stream=common[0]), plain
+                    live = Live(self._url, beamtime=self._beamtime, stream=common[0], after_end_s=self._after_end_s)
+                    return live, plain
         return None
 
     def _is_ingested(self, client: Client, source: str, name: str) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from typing import Any, Protocol
 
 from firstlight.errors import ConfigurationError, FirstlightError
 from firstlight.gateways.dranspose._map import GENERIC, ScanMap
 from firstlight.gateways.dranspose._payload import Payload
-from firstlight.pipeline import Processes, Run, Source, run
+from firstlight.pipeline import Executor, Processes, Run, Source, run
 
 __all__ = ["Feed", "Scan", "Scans"]
 
@@ -41,7 +42,7 @@ class Feed(Protocol):
 class Scan:
     """One scan, in a thread of its own."""
 
-    def __init__(self, scan_map: ScanMap, payload: Payload, feed: Feed, on: Processes) -> None:
+    def __init__(self, scan_map: ScanMap, payload: Payload, feed: Feed, on: Executor) -> None:
         self.map = scan_map
         self.run: Run | None = None
         self.error: FirstlightError | None = None
@@ -125,7 +126,9 @@ class Scans:
     def __init__(self, payload: Payload, feed: Feed, on: Processes) -> None:
         self.payload = payload
         self.feed = feed
-        self.on = on
+        self._ending = ExitStack()
+        # The processes stay from scan to scan, and with them what payloads keep in their context.
+        self._executor = self._ending.enter_context(on.lasting())
         self.worker_tags = [
             sorted(tag for tag, numbers in on.tags.items() if worker in numbers) or [GENERIC] for worker in range(on.n)
         ]
@@ -152,7 +155,7 @@ class Scans:
         scan_map.check_workers(self.worker_tags)
         with self._changing:
             self._end()
-            self._current = Scan(scan_map, self.payload, self.feed, self.on)
+            self._current = Scan(scan_map, self.payload, self.feed, self._executor)
             return self._current
 
     def stop(self) -> None:
@@ -161,9 +164,10 @@ class Scans:
             self._current.stop()
 
     def close(self) -> None:
-        """End the scan that goes on, and wait for it."""
+        """End the scan that goes on, wait for it, and end the worker processes."""
         with self._changing:
             self._end()
+            self._ending.close()
 
     def _end(self) -> None:
         if self._current is not None and not self._current.over:
