@@ -23,6 +23,7 @@ from firstlight.cli import (
     _replay,
     _run_dranspose,
     _serve,
+    _set,
     _simulate,
     _status,
     _tail,
@@ -89,6 +90,7 @@ def _register() -> None:
     app.command("replay")(_replay.replay)
     app.command("inspect")(_inspect.inspect)
     app.command("view")(_view.view)
+    app.command("set")(_set.set_parameters)
     app.add_typer(_connect.app, name="connect")
     app.add_typer(_simulate.app, name="simulate")
     for module, function in _OTHERS:

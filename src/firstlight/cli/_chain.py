@@ -12,7 +12,8 @@ import typer
 
 from firstlight.cli._connect import stop_on_signals
 from firstlight.cli._output import note, print_json
-from firstlight.cli._run import load_target, stats_line, tell
+from firstlight.cli._run import load_target, tell
+from firstlight.cli._stats import stats_line
 from firstlight.errors import ConfigurationError, PipelineError
 
 if TYPE_CHECKING:

@@ -12,17 +12,17 @@ import typer
 
 from firstlight.cli._connect import stop_on_signals
 from firstlight.cli._options import Beamtime, Json, Url
-from firstlight.cli._output import columns, duration, note, number, print_json
+from firstlight.cli._output import columns, duration, note, print_json
+from firstlight.cli._scans import BeginWith, Follow, Scans, run_scans
 from firstlight.cli._served import Hold, ViewAt, check_hold, served
+from firstlight.cli._stats import stats_line
 from firstlight.cli._views import view_facts, view_text
 from firstlight.errors import ConfigurationError, FirstlightError, PipelineError
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Mapping
 
-    from firstlight.model import Ranges
-    from firstlight.pipeline import Chain, Executor, Pipeline, Run, Source, Stats
+    from firstlight.pipeline import Chain, Executor, First, Live, Pipeline, Run, Source, Stats
 
 __all__ = [
     "fail",
@@ -32,7 +32,6 @@ __all__ = [
     "run",
     "settings",
     "source_of",
-    "stats_line",
     "tell",
 ]
 
@@ -54,6 +53,9 @@ def run(
         str | None,
         typer.Option("--stream", "-s", metavar="NAME", help="The stream of every input; it may begin later."),
     ] = None,
+    scans: Follow = None,
+    first: BeginWith = "next",
+    n_scans: Scans = None,
     segments: Annotated[
         Path | None,
         typer.Option(
@@ -94,6 +96,9 @@ def run(
     A live line on stderr tells events, rate, lag and errors. With --json a line {"state", "events", ...} every half
     second, and at the end one with the views. Ctrl-C lets the events under way finish. Exit code 1 also when an event
     was parked or its messages were lost.
+
+    With --follow it runs on scan after scan, with the same worker processes, until Ctrl-C: a line for each when it is
+    over, with --json {"stream", "state", "error", "events", ..., "views"}.
     """
     import dataclasses
 
@@ -114,12 +119,32 @@ def run(
     pipeline = loaded.with_parameters(**settings(parameters or []))
     if skip_errors:
         pipeline = dataclasses.replace(pipeline, on_error="skip")
-    source = source_of(stream, segments, beamtime, url, group, timeout)
     check_hold(view, hold=hold)
+    if scans is not None:
+        _check_alone(stream, segments, hold=hold)
+        pattern = live_of(scans, beamtime, url, group, timeout)
+        return run_scans(
+            pipeline, pattern, _executor(workers), first=_first(first), n_scans=n_scans, as_json=as_json, view=view,
+            target=_absolute(target),
+        )  # fmt: skip
+    source = source_of(stream, segments, beamtime, url, group, timeout)
     running = follow(pipeline, source, _executor(workers), as_json, view=view, hold=hold, target=_absolute(target))
     tell(running, as_json)
     _note_replay(running, parameters or [])
     fail(running)
+
+
+def _check_alone(stream: str | None, segments: Path | None, *, hold: bool) -> None:
+    if stream is not None or segments is not None:
+        raise ConfigurationError("--follow says which streams; leave --stream and --from out")
+    if hold:
+        raise ConfigurationError("--follow goes on by itself; leave --hold out")
+
+
+def _first(given: str) -> First:
+    if given not in ("next", "open", "all"):
+        raise ConfigurationError(f"--first is next, open or all, not {given!r}")
+    return given  # type: ignore[return-value]
 
 
 def _absolute(target: str) -> str:
@@ -226,9 +251,7 @@ def source_of(
     timeout: float | None,
 ) -> Source:  # fmt: skip
     """The source that ``--stream`` or ``--from`` names."""
-    from firstlight.client import DEFAULT_URL
-    from firstlight.model import DEFAULT_BEAMTIME
-    from firstlight.pipeline import Live, Recording, Segments
+    from firstlight.pipeline import Recording, Segments
     from firstlight.storage import is_recording
 
     if segments is not None:
@@ -239,6 +262,15 @@ def source_of(
         return Segments(segments, stream=stream, beamtime=beamtime)
     if stream is None:
         raise ConfigurationError("say which stream: --stream NAME, or --from PATH for files")
+    return live_of(stream, beamtime, url, group, timeout)
+
+
+def live_of(stream: str, beamtime: str | None, url: str | None, group: str | None, timeout: float | None) -> Live:
+    """A stream of a service, or a pattern of such."""
+    from firstlight.client import DEFAULT_URL
+    from firstlight.model import DEFAULT_BEAMTIME
+    from firstlight.pipeline import Live
+
     return Live(url or DEFAULT_URL, beamtime=beamtime or DEFAULT_BEAMTIME, stream=stream, group=group, timeout=timeout)
 
 
@@ -277,33 +309,6 @@ def _watch(running: Run, stop: threading.Event, as_json: bool) -> None:
             sys.stderr.flush()
     if live:
         sys.stderr.write("\n")
-
-
-def stats_line(name: str, stats: Stats) -> str:
-    """A run in one line, under this name."""
-    latency = stats.latency_s
-    parts = [f"{name}: {number(stats.events)} events", f"{number(stats.rate_hz)}/s", f"lag {number(stats.lag)}"]
-    if latency.count:
-        parts.append(f"latency {duration(latency.quantile(0.5))}, p99 {duration(latency.quantile(0.99))}")
-    for what, n in (
-        ("errors", stats.errors),
-        ("parked", len(stats.parked)),
-        ("lost", len(stats.lost)),
-        ("partial", len(stats.partial)),
-        ("dropped", len(stats.dropped)),
-        ("incomplete", len(stats.incomplete)),
-        ("late", _total(stats.late)),
-        ("again", _total(stats.again)),
-        ("unmatched", _total(stats.unmatched)),
-        ("workers died", stats.workers_died),
-    ):
-        if n:
-            parts.append(f"{number(n)} {what}")
-    return "  ".join(parts)
-
-
-def _total(by_input: Mapping[str, Ranges]) -> int:
-    return sum(len(ids) for ids in by_input.values())
 
 
 def tell(running: Run, as_json: bool, *, stage: str | None = None) -> None:

@@ -132,7 +132,7 @@ class Following:
         current = self.current
         return current.parameters if current is not None and not current.over else self.pipeline.parameter_set()
 
-    def set_parameters(self, **values: Any) -> ParameterSet:
+    def set_parameters(self, /, **values: Any) -> ParameterSet:
         """Change parameters of the worker, of the scan that is worked on and of all that follow.
 
         Raises

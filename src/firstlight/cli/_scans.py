@@ -1,0 +1,107 @@
+"""``firstlight run --follow``: a pipeline on scan after scan, with a line for each."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import TYPE_CHECKING, Annotated, TypeAlias
+
+import typer
+
+from firstlight.cli._connect import stop_on_signals
+from firstlight.cli._output import duration, note, print_json
+from firstlight.cli._served import served
+from firstlight.cli._stats import stats_line
+from firstlight.cli._views import view_facts
+
+if TYPE_CHECKING:
+    from firstlight.pipeline import Executor, First, Following, Live, Pipeline, Run
+
+__all__ = ["BeginWith", "Follow", "Scans", "run_scans"]
+
+Follow: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--follow", metavar="PATTERN", help="Run on scan after scan: streams of such names as they come, e.g. 'scan_*'."
+    ),
+]
+BeginWith: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--first",
+        metavar="next|open|all",
+        help="With --follow, begin with: scans to come, also those not finished, also those that are.",
+    ),
+]
+Scans: TypeAlias = Annotated[
+    int | None, typer.Option("--scans", min=1, metavar="N", help="With --follow, end after so many scans.")
+]
+
+_LOOK_EVERY_S = 0.2
+
+
+def run_scans(
+    pipeline: Pipeline, source: Live, executor: Executor, *, first: First, n_scans: int | None, as_json: bool,
+    view: str | None, target: str,
+) -> None:  # fmt: skip
+    """Follow scans until somebody stops it, or there were enough; a line for each."""
+    from firstlight.pipeline import follow
+
+    n_bad = 0
+    with stop_on_signals() as stop, follow(pipeline, source, first=first, on=executor) as scans:
+        over = threading.Event()
+        threading.Thread(target=_pass_on, args=(stop, over, scans), name="stop on signals", daemon=True).start()
+        note(f"waiting for streams {source.stream} of {pipeline.inputs[0]}")
+        try:
+            with served(scans, view, as_json=as_json):
+                for number, scan in enumerate(scans, start=1):
+                    scan.target = target
+                    _watch(scan, as_json=as_json)
+                    n_bad += _tell(scan, as_json=as_json)
+                    if number == n_scans:
+                        scans.stop()
+        finally:
+            over.set()
+        if stop.is_set():
+            raise typer.Exit(130)
+    if n_bad:
+        raise typer.Exit(1)
+
+
+def _pass_on(stop: threading.Event, over: threading.Event, scans: Following) -> None:
+    while not over.is_set():
+        if stop.wait(_LOOK_EVERY_S):
+            scans.stop()
+            return
+
+
+def _name(scan: Run) -> str:
+    return str(getattr(scan.source, "stream", ""))
+
+
+def _watch(scan: Run, *, as_json: bool) -> None:
+    live = sys.stderr.isatty() and not as_json
+    for stats in scan:
+        if live:
+            sys.stderr.write(f"\r\x1b[K{stats_line(_name(scan), stats)}")
+            sys.stderr.flush()
+    if live:
+        sys.stderr.write("\r\x1b[K")
+
+
+def _tell(scan: Run, *, as_json: bool) -> bool:
+    """A line for the scan; returns whether something was wrong with it."""
+    stats = scan.stats
+    if as_json:
+        views = scan.views() if scan.state != "failed" else {}
+        error = None if scan.error is None else scan.error.text
+        print_json(
+            {"stream": _name(scan), "state": scan.state, "error": error}
+            | stats.facts()
+            | {"views": {name: view_facts(view) for name, view in views.items()}}
+        )
+    else:
+        print(f"{stats_line(_name(scan), stats)}  ({scan.state} after {duration(stats.elapsed_s)})", flush=True)
+        if scan.error is not None:
+            note(f"{_name(scan)}: {scan.error}")
+    return scan.error is not None or bool(stats.parked) or bool(stats.lost)
