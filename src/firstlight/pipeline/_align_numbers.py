@@ -244,6 +244,10 @@ class Ids:
         """Where this trigger is."""
         return Place(self._ids[number])
 
+    def ids(self) -> list[int]:
+        """Messages that somebody may ask for."""
+        return list(self._ids.values())
+
     def forget(self, first: int, last: int) -> None:
         """Nobody asks for ``first .. last`` any more."""
         for number in range(first, last + 1):
