@@ -135,9 +135,8 @@ class ReferenceForming(Forming):
         """For each input the ids of messages that may still become part of an event."""
         held = {name: Ranges() for name in self._inputs}
         for found in self._ids.values():
-            for name, numbers in found.items():
-                for number in numbers:
-                    held[name].add(number, number)
+            for name, number in found.items():
+                held[name].add(number, number)
         return held
 
     def missing(self) -> dict[str, Ranges]:
@@ -203,8 +202,9 @@ class _KeyAligner(ReferenceForming):
         """For each input the ids of messages that may still become part of an event."""
         held = super().held()
         for found in self._early.values():
-            for name, number in found.items():
-                held[name].add(number, number)
+            for name, numbers in found.items():
+                for number in numbers:
+                    held[name].add(number, number)
         return held
 
     def ended(self, name: str) -> list[Action]:
