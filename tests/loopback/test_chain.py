@@ -19,8 +19,8 @@ import pytest
 import firstlight
 from firstlight.cli import main
 from firstlight.client import Client
-from firstlight.errors import WorkerError
-from firstlight.pipeline import Chain, Event, Forward, Live, Pipeline, Stage, run_chain
+from firstlight.errors import PipelineError, WorkerError
+from firstlight.pipeline import Chain, Event, Forward, Live, Pipeline, Stage, follow_chain, run_chain
 from firstlight.testing import ThreadService
 from firstlight.testing._pipeline_contract import Collect
 
@@ -259,6 +259,52 @@ def test_what_ended_a_chain_is_raised(service: ThreadService, beam: Client, tmp_
         running.result(_WITHIN_S)
     assert running.failed is not None and running.failed[0] == "total"
     assert (running.state, running.runs["hits"].state) == ("failed", "stopped")
+
+
+def fussy(event: Event) -> Forward | None:
+    if event["eiger"].stream.stream == "scan_0002" and event.index == 3:
+        raise ValueError("bad scan")
+    return Forward({"n": event.index}) if event.index % 2 == 0 else None
+
+
+def test_a_chain_follows_scans(service: ThreadService, beam: Client) -> None:
+    find = Pipeline("find", inputs=["eiger"], worker=fussy, reducer=Collect)
+    total = Pipeline("total", inputs=["hits"], worker=add, reducer=Collect)
+    serial = Chain("serial", ["eiger"], [Stage("hits", find), Stage("total", total)])
+    live = Live(service.url, stream="scan_*", timeout=_WITHIN_S)
+    seen = {}
+    with beam.produce("eiger", stream="scan_0000") as out:
+        out.send(np.zeros((4, 6), np.uint16), id=1)  # before anybody followed
+    with follow_chain(serial, live) as running:
+        for number in (1, 2, 3):
+            with beam.produce("eiger", stream=f"scan_{number:04d}") as out:
+                for index in range(1, 5):
+                    out.send(np.full((4, 6), index, np.uint16), id=index)
+        for name, scan in running:
+            seen[name, scan.source.stream] = scan
+            if len(seen) == 6:
+                running.stop()
+    states = {key: scan.state for key, scan in seen.items()}
+    assert states == {
+        ("hits", "scan_0001"): "finished", ("total", "scan_0001"): "finished",
+        ("hits", "scan_0002"): "failed", ("total", "scan_0002"): "aborted",
+        ("hits", "scan_0003"): "finished", ("total", "scan_0003"): "finished",
+    }  # fmt: skip
+    for scan in ("scan_0001", "scan_0003"):
+        assert seen["total", scan].reducer.found == {2: 50.0, 4: 100.0}
+
+
+def test_a_stage_that_fails_too_often_ends_the_following(service: ThreadService, beam: Client, tmp_path: Path) -> None:
+    (tmp_path / "died").touch()
+    live = Live(service.url, stream="scan_*", timeout=_WITHIN_S)
+    with follow_chain(chain(unlucky), live, max_failures=2) as running:
+        for number in (1, 2):
+            with beam.produce("eiger", stream=f"scan_{number:04d}") as out:
+                for index in range(1, 6):
+                    out.send(np.full((4, 6), index, np.uint16), id=index, meta={"folder": str(tmp_path)})
+        with pytest.raises(PipelineError, match="2 scans in a row failed under pipeline 'total'"):
+            for _ in running:
+                pass
 
 
 def test_no_service_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

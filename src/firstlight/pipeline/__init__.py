@@ -47,6 +47,7 @@ from firstlight.pipeline._align_values import (
 from firstlight.pipeline._assign import Assign
 from firstlight.pipeline._attaching import Attachment, attachment
 from firstlight.pipeline._chain import Chain, ChainRun, Stage, run_chain
+from firstlight.pipeline._chain_follow import ChainFollowing, follow_chain
 from firstlight.pipeline._debugging import DebugWorker
 from firstlight.pipeline._detectors import DetectorImage
 from firstlight.pipeline._dispatch import Assignment, Dispatch
@@ -86,6 +87,7 @@ __all__ = [
     "ByTimestamp",
     "ByTriggerMap",
     "Chain",
+    "ChainFollowing",
     "ChainRun",
     "Combine",
     "DebugWorker",
@@ -162,6 +164,7 @@ __all__ = [
     "as_text",
     "attachment",
     "follow",
+    "follow_chain",
     "from_message",
     "graph_of",
     "message_of",
