@@ -242,5 +242,6 @@ class NumberAligner(Forming):
         """For each input the ids of messages that may still become part of an event."""
         held = super().held()
         for name, spans in self._spans.items():
-            held[name] = Ranges((identity, identity) for identity in [*spans.ids(), *self._numberings[name].waiting()])
+            ids = sorted([*spans.ids(), *self._numberings[name].waiting()])
+            held[name] = Ranges((identity, identity) for identity in ids)
         return held

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from firstlight.errors import ConfigurationError
-from firstlight.model import Message
+from firstlight.model import Message, Ranges
 from firstlight.pipeline import (
     Action,
     Again,
@@ -178,11 +178,12 @@ def test_where_messages_are_is_remembered_by_key_and_not_searched() -> None:
     aligner = align.aligner(["eiger", "panda"])
     for number in range(1, 2001):  # of one that is late, thousands may wait for the other
         aligner.arrived("eiger", Descriptor(2001 - number, key=number))
+    assert aligner.held() == {"eiger": Ranges([(1, 2000)]), "panda": Ranges()}
     ready = [a for number in range(1, 2001) for a in aligner.arrived("panda", Descriptor(number, key=number))]
     assert [(a.index, a.ids) for a in ready if isinstance(a, Ready)] == [
         (number, {"eiger": 2001 - number, "panda": number}) for number in range(1, 2001)
     ]
-    assert aligner.n_waiting == 0 and not aligner._spans["eiger"]._ids  # type: ignore[attr-defined]
+    assert aligner.n_waiting == 0 and not any(aligner.held().values())
 
 
 def test_keys_number_the_first_trigger_of_packed_messages() -> None:
@@ -220,6 +221,7 @@ def test_a_repeated_key_is_told_whether_the_reference_came_before_or_behind_it()
     aligner = align.aligner(["eiger", "robot"])
     assert keyed(align, aligner, "eiger", 1, {"sample": "ghost"}) == []
     assert keyed(align, aligner, "eiger", 2, {"sample": "ghost"}) == []
+    assert aligner.held() == {"eiger": Ranges([(1, 2)]), "robot": Ranges()}
     assert aligner.ended("robot") == [Unmatched("eiger", 1), Unmatched("eiger", 2)]
 
 
