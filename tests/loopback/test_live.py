@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
+from firstlight.client import Client
 from firstlight.errors import ConnectionLostError
 from firstlight.live import Server, serve, unpack_view
 from firstlight.model import Axis, Image, Scalar, Trend, View
-from firstlight.pipeline import Inline, Items, Parameter, Pipeline, Processes, Run, run
+from firstlight.pipeline import Inline, Items, Live, Parameter, Pipeline, Processes, Run, follow, run
+from firstlight.testing import ThreadService
 from unit.live.views import VIEWS, ShowingWorker, Shows, items, pipeline
 
 _WITHIN_S = 30.0
@@ -499,3 +501,54 @@ def test_h5grove_routes_see_the_same(done: Server) -> None:
     )  # fmt: skip
     assert np.frombuffer(answer.content, "<u2").tolist() == [3, 4, 5]
     assert "/views/parts/one" in get(done, "/h5grove/paths/").json()
+
+
+# -- scan after scan --------------------------------------------------------------------------------------------------
+
+
+def produce(url: str, stream: str, n: int) -> None:
+    with Client(url) as client, client.produce("eiger", stream=stream) as out:
+        for _ in range(n):
+            out.send(np.zeros(2))
+
+
+def test_the_server_goes_from_scan_to_scan(service: ThreadService, stack: ExitStack) -> None:
+    scans = stack.enter_context(follow(scaled(), Live(service.url, stream="scan_*", timeout=_WITHIN_S)))
+    server = stack.enter_context(serve(scans))
+    thread = threading.Thread(target=lambda: [scan.join() for scan in scans], daemon=True)
+    thread.start()
+    stack.callback(thread.join, _WITHIN_S)
+    stack.callback(scans.stop)
+    assert get(server, "/api/v1/run").json() == {"state": "waiting", "run": 0, "views_error": "", "follows": True}
+    assert get(server, "/api/v1/events").status_code == 409
+    assert get(server, "/api/v1/views").json() == []
+    with live(server) as client:
+        say(client, subscribe="*")
+        assert views_until_sent(client) == {}
+        before = get(server, "/api/v1/parameters").json()
+        assert set_parameters(server, scale=3)["values"]["scale"] == 3 != before["values"]["scale"]
+        hashes = []
+        for number in (1, 2):
+            produce(service.url, f"scan_{number:04d}", 4 + number)
+            until(lambda number=number: views_until_sent(client).get("n") == Scalar(4 + number))  # type: ignore[misc]
+            until(lambda: get(server, "/api/v1/run").json()["state"] == "finished")
+            facts = get(server, "/api/v1/run").json()
+            assert (facts["run"], facts["stream"]) == (number, f"scan_{number:04d}")
+            assert {view["run"] for view in get(server, "/api/v1/views").json()} == {number}
+            hashes.append(facts["parameters_hash"])
+    assert hashes[0] == hashes[1] != before["hash"]
+    assert httpx.post(f"{server.url}/api/v1/stop").status_code == 202
+    thread.join(_WITHIN_S)
+    assert not thread.is_alive()
+
+
+@dataclass(frozen=True)
+class Scaled:
+    scale: int = 1
+
+    def __call__(self, event: Any) -> int:
+        return self.scale
+
+
+def scaled() -> Pipeline:
+    return Pipeline("scaled", inputs=["eiger"], worker=Scaled(), reducer=Shows)

@@ -15,9 +15,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from firstlight.errors import ConfigurationError, DataError, PipelineError
-from firstlight.live._snapshots import Follows, Shown, Snapshots
-from firstlight.pipeline import ParameterSet, ParameterSpec, Run
+from firstlight.errors import ConfigurationError, DataError
+from firstlight.live._snapshots import Shown, Snapshots
+from firstlight.pipeline import ParameterSpec
 
 __all__ = ["Parameters"]
 
@@ -43,15 +43,14 @@ class Parameters:
 
     def facts(self) -> dict[str, Any]:
         """What may be set, what is set, and what was set before, as JSON."""
-        run = self._run()
-        specs = [spec.facts() for spec in run.pipeline.parameter_specs]
-        return run.parameters.facts() | {"specs": specs, "history": [was.facts() for was in run.parameter_history]}
+        shown, run = self._shown, self._snapshots.run
+        specs = [spec.facts() for spec in shown.pipeline.parameter_specs]
+        history = run.parameter_history if run is not None else ()
+        return shown.parameters.facts() | {"specs": specs, "history": [was.facts() for was in history]}
 
     def one(self, name: str) -> dict[str, Any]:
         """One parameter, as JSON."""
-        run = self._run()
-        spec = self._spec(run, name)
-        now = run.parameters
+        spec, now = self._spec(name), self._shown.parameters
         return spec.facts() | {"value": now.facts()["values"].get(name), "hash": now.hash, "number": now.number}
 
     def array(self, name: str) -> NDArray[Any]:
@@ -62,9 +61,8 @@ class Parameters:
         DataError
             If it is none.
         """
-        run = self._run()
-        self._spec(run, name)
-        value = run.parameters.values.get(name)
+        self._spec(name)
+        value = self._shown.parameters.values.get(name)
         if not isinstance(value, np.ndarray):
             raise DataError(f"parameter {name} is no array; ask for format=json")
         return value
@@ -79,9 +77,7 @@ class Parameters:
         PipelineError
             If there is nothing to be changed any more.
         """
-        target: Run | Follows = self._shown if isinstance(self._shown, Follows) else self._run()
-        changed: ParameterSet = target.set_parameters(**values)
-        return changed.facts()
+        return self._shown.set_parameters(**values).facts()
 
     def set_json(self, name: str, body: bytes) -> dict[str, Any]:
         """Set one to a JSON value."""
@@ -100,7 +96,7 @@ class Parameters:
 
     def set_bytes(self, name: str, body: bytes) -> dict[str, Any]:
         """Set an array to the content of a ``.npy`` file, or a file to one with this content."""
-        spec = self._spec(self._run(), name)
+        spec = self._spec(name)
         if spec.kind == "array":
             return self.set({name: body})
         if spec.kind == "file":
@@ -110,14 +106,8 @@ class Parameters:
             parameter=name,
         )
 
-    def _run(self) -> Run:
-        run = self._snapshots.run
-        if run is None:
-            raise PipelineError("there is no run yet, and so there are no parameters")
-        return run
-
-    def _spec(self, run: Run, name: str) -> ParameterSpec:
-        specs = {spec.name: spec for spec in run.pipeline.parameter_specs}
+    def _spec(self, name: str) -> ParameterSpec:
+        specs = {spec.name: spec for spec in self._shown.pipeline.parameter_specs}
         if name not in specs:
             known = ", ".join(specs) or "none"
             raise ConfigurationError(f"there is no parameter {name[:60]!r}; there are {known}", parameter=name)

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 from firstlight.errors import FirstlightError
 from firstlight.live._frames import facts_of, pack_view
 from firstlight.model import View
-from firstlight.pipeline import ParameterSet, Run
+from firstlight.pipeline import ParameterSet, Pipeline, Run
 
 __all__ = ["Follows", "Shown", "Snapshot", "Snapshots", "ViewNow"]
 
@@ -28,6 +28,14 @@ class Follows(Protocol):
     @property
     def current(self) -> Run | None:
         """The run of now; None before the first."""
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """What the next run begins with."""
+
+    @property
+    def parameters(self) -> ParameterSet:
+        """What the parameters are now, also before the first run."""
 
     def stop(self) -> None:
         """Ask for the end of it all."""

@@ -22,6 +22,8 @@ class Chain:
 
     def __init__(self) -> None:
         self.current: Run | None = None
+        self.pipeline = pipeline()
+        self.parameters = self.pipeline.parameter_set()
 
     def stop(self) -> None: ...
 
