@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import pickle
 import queue
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -16,6 +18,7 @@ from typing import Any
 import pytest
 
 from assigned_workers import Everything, Hangs, by_model, load_model, no_model, who
+from firstlight.cli import main
 from firstlight.client import Client
 from firstlight.errors import ConfigurationError, WorkerError
 from firstlight.pipeline import (
@@ -259,3 +262,41 @@ def test_an_init_that_cannot_be_called_and_an_output_of_several_shares_are_refus
         pipeline(by_model, worker_init="model.onnx")
     with pytest.raises(ConfigurationError, match="cannot have an output: its events have 2 shares"):
         pipeline(assign=[Assign(), Assign()], output="hits")
+
+
+# -- on the command line ----------------------------------------------------------------------------------------------
+
+_FILE = """
+import time
+from firstlight import Pipeline
+from firstlight.pipeline import Assign
+from assigned_workers import Everything
+
+def hangs(event):
+    if event.index == 2:
+        time.sleep(3600)
+
+gpu = Pipeline("gpu", inputs=["eiger"], worker=hangs, reducer=Everything, assign=Assign(tags="gpu"), on_error="skip")
+"""
+
+
+def test_tags_and_hanging_are_options_of_the_command_line(
+    service: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "assign_options_file.py").write_text(_FILE)
+    live = send(service.url, 4, "eiger")
+    command = [
+        "run", f"{tmp_path / 'assign_options_file.py'}:gpu", "--stream", live.stream, "--url", service.url, "--json",
+    ]  # fmt: skip
+    assert main([*command, "--workers", "2", "--tag", "gpu=1", "--hang-after", "0.3"]) == 1
+    facts = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (facts["events"], facts["empty"], facts["parked"], facts["hung"]) == (4, 3, [[2, 2]], 3)
+    for wrong, text in (
+        (["--workers", "2"], "asks for a worker with the tags gpu"),
+        (["--workers", "2", "--tag", "gpu=one"], "--tag takes TAG=NUMBERS"),
+        (["--workers", "2", "--tag", "gpu"], "--tag takes TAG=NUMBERS"),
+        (["--tag", "gpu=0"], "are about worker processes: say how many with --workers"),
+    ):
+        assert main([*command, *wrong]) == 2
+        assert text in capsys.readouterr().err

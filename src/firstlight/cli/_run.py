@@ -81,6 +81,14 @@ def run(
     skip_errors: Annotated[
         bool, typer.Option("--skip-errors", help="Park events whose worker raises, whatever the pipeline says.")
     ] = False,
+    hang_after: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Replace a worker process that is longer than this at one event."),
+    ] = None,
+    tags: Annotated[
+        list[str] | None,
+        typer.Option("--tag", metavar="TAG=NUMBERS", help="Worker processes with a tag: `gpu=0,1`; repeatable."),
+    ] = None,
     beamtime: Beamtime = None,
     url: Url = None,
     as_json: Json = False,
@@ -107,9 +115,9 @@ def run(
 
     loaded = load_any(target)
     if isinstance(loaded, Chain):
-        if workers or parameters or skip_errors or view is not None:
+        if workers or parameters or skip_errors or tags or hang_after is not None or view is not None:
             raise ConfigurationError(
-                f"--workers, --set, --skip-errors and --view are about one pipeline, and {target} has several: say it "
+                f"--workers, --tag, --hang-after, --set, --skip-errors and --view are about one pipeline, and {target} has several: say it "
                 "there, to its stages"
             )
         live = source_of(stream, segments, beamtime, url, group, timeout)
@@ -120,15 +128,16 @@ def run(
     if skip_errors:
         pipeline = dataclasses.replace(pipeline, on_error="skip")
     check_hold(view, hold=hold)
+    executor = _executor(workers, hang_after, _tags(tags or []))
     if scans is not None:
         _check_alone(stream, segments, hold=hold)
         pattern = live_of(scans, beamtime, url, group, timeout)
         return run_scans(
-            pipeline, pattern, _executor(workers), first=_first(first), n_scans=n_scans, as_json=as_json, view=view,
+            pipeline, pattern, executor, first=_first(first), n_scans=n_scans, as_json=as_json, view=view,
             target=_absolute(target),
         )  # fmt: skip
     source = source_of(stream, segments, beamtime, url, group, timeout)
-    running = follow(pipeline, source, _executor(workers), as_json, view=view, hold=hold, target=_absolute(target))
+    running = follow(pipeline, source, executor, as_json, view=view, hold=hold, target=_absolute(target))
     tell(running, as_json)
     _note_replay(running, parameters or [])
     fail(running)
@@ -274,10 +283,24 @@ def live_of(stream: str, beamtime: str | None, url: str | None, group: str | Non
     return Live(url or DEFAULT_URL, beamtime=beamtime or DEFAULT_BEAMTIME, stream=stream, group=group, timeout=timeout)
 
 
-def _executor(workers: int) -> Executor:
+def _executor(workers: int, hang_after_s: float | None, tags: dict[str, list[int]]) -> Executor:
     from firstlight.pipeline import Inline, Processes
 
-    return Processes(workers) if workers else Inline()
+    if workers:
+        return Processes(workers, hang_after_s=hang_after_s, tags=tags)
+    if tags or hang_after_s is not None:
+        raise ConfigurationError("--tag and --hang-after are about worker processes: say how many with --workers")
+    return Inline()
+
+
+def _tags(given: list[str]) -> dict[str, list[int]]:
+    """What ``--tag TAG=NUMBERS`` gives."""
+    try:
+        return {
+            name: [int(number) for number in numbers.split(",")] for name, numbers in (tag.split("=") for tag in given)
+        }
+    except ValueError as error:
+        raise ConfigurationError(f"--tag takes TAG=NUMBERS, for example gpu=0,1, not {' '.join(given)}") from error
 
 
 def follow(
