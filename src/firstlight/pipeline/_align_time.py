@@ -132,6 +132,8 @@ class _TimeAligner(ReferenceForming):
         self._tolerance_ns = tolerance_ns
         self._lines = {name: _Timeline() for name in inputs}
         self._events = self._lines[reference]
+        #: For each other input the events for which it is open what belongs to them.
+        self._undecided = {name: _Timeline() for name in inputs if name != reference}
         #: Events for which it is decided what belongs to them, of every input; they may be settled before that.
         self._decided = Ranges()
 
@@ -146,6 +148,8 @@ class _TimeAligner(ReferenceForming):
         earliest = line.times[at - 1] if at else _EARLIEST
         latest = line.times[at + 1] if at + 1 < len(line.times) else _LATEST
         if name == self._reference:
+            for undecided in self._undecided.values():
+                undecided.add(message.id, message.timestamp_ns)
             actions = self._put(name, message.id, message.id)
             self._let_go(message.id)
             for other in self._others():
@@ -169,9 +173,8 @@ class _TimeAligner(ReferenceForming):
     def _decide(self, name: str, earliest: float, latest: float) -> list[Action]:
         """What can be said now about the events and the messages of the input `name` in this time."""
         actions: list[Action] = []
-        for index in self._events.within(earliest, latest):
-            if not self._is_decided(name, index):
-                actions += self._match(name, index)
+        for index in self._undecided[name].within(earliest, latest):
+            actions += self._match(name, index)
         for number in self._lines[name].within(earliest, latest):
             actions += self._finish(name, number)
         return actions
@@ -206,6 +209,7 @@ class _TimeAligner(ReferenceForming):
                 best = number
         if best is not None:
             return self._use(name, index, best)
+        self._undecided[name].forget(index)
         actions = self._will_not_come(name, index)
         self._let_go(index)
         return actions
@@ -235,6 +239,7 @@ class _TimeAligner(ReferenceForming):
 
     def _use(self, name: str, index: int, number: int) -> list[Action]:
         self._lines[name].forget(number)
+        self._undecided[name].forget(index)
         actions = self._put(name, index, number)
         self._let_go(index)
         return actions
@@ -267,5 +272,7 @@ class _TimeAligner(ReferenceForming):
                         self._ids[index][name] = number
                         self._have[name].add(index, index)
         action = super()._expire(index)
+        for undecided in self._undecided.values():
+            undecided.forget(index)
         self._let_go(index)
         return action

@@ -309,6 +309,26 @@ def test_what_was_decided_is_forgotten() -> None:
         assert len(line.ids) < 5
 
 
+def test_events_that_wait_for_a_late_input_are_not_looked_at_again_for_the_others() -> None:
+    aligner = ByTimestamp(0.1, reference="eiger").aligner(["eiger", "diode", "late"])
+    looked_at = 0
+    is_decided = aligner._is_decided  # type: ignore[attr-defined]
+
+    def counting(name: str, index: int) -> bool:
+        nonlocal looked_at
+        looked_at += 1
+        return bool(is_decided(name, index))
+
+    aligner._is_decided = counting  # type: ignore[attr-defined]
+    for n in range(1, 501):
+        at(aligner, "eiger", (n, n))
+        at(aligner, "diode", (n, n))
+    assert looked_at < 10 * 500
+    ready = [action for n in range(1, 501) for action in at(aligner, "late", (n, n))]
+    assert [a.index for a in ready if isinstance(a, Ready)] == list(range(1, 501))
+    assert looked_at < 20 * 500
+
+
 def test_a_tolerance_that_cannot_be_is_refused() -> None:
     for wrong in (-1.0, float("nan"), float("inf"), 1e300, "0.1", None):
         with pytest.raises(ConfigurationError, match="tolerance_s of ByTimestamp is seconds from 0 on"):
