@@ -44,6 +44,7 @@ from firstlight.testing._pipeline_contract import (
     Collect,
     ContractData,
     DiesEarly,
+    InSequence,
     MeanRows,
     PipelineContract,
     ProcessesContract,
@@ -416,6 +417,35 @@ def test_a_file_that_begins_a_run_wherever_it_is_read_is_told_so(tmp_path: Path,
     assert "a worker process has come upon the line that begins the run" in done.stderr
     assert "below `if __name__ ==" in done.stderr and done.stderr.count("Traceback") == 1
     assert len(list(tmp_path.glob("ran.*"))) == 2  # here, and once in a worker; not again and again
+
+
+# -- reducers ---------------------------------------------------------------------------------------------------------
+
+
+def test_gaps_of_a_finished_stream_hold_up_no_results(service: Any) -> None:
+    live = send(service.url, ContractData.of([2, 3, 4, *range(7, 60)]))
+    pipeline = Pipeline("slow", inputs=["eiger"], worker=Slow(0.03), reducer=InSequence)
+    running = run(pipeline, live, on=Processes(2, prefetch=1))
+    until(lambda: running.stats.results > 5 or running.state != "running")
+    assert running.state == "running"  # the gaps are known long before the end
+    assert running.result(_WITHIN_S).indices == [2, 3, 4, *range(7, 60)] and running.stats.late_results == 0
+
+
+def test_a_run_that_is_continued_keeps_the_order(service: Any) -> None:
+    data = ContractData.of(range(1, 81), arrival=[("eiger", index) for index in (*range(2, 81), 1)])
+    live = send(service.url, data, finish=False)
+    named = Live(service.url, stream=live.stream, group="night", timeout=_WITHIN_S, checkpoint_s=0.05)
+    pipeline = Pipeline("slow", inputs=["eiger"], worker=Slow(0.01), reducer=InSequence)
+    first = run(pipeline, named, on=Processes(2))
+    until(lambda: first.stats.results > 10)
+    first.stop()
+    assert first.join(_WITHIN_S)
+    with Client(service.url) as client, client.produce("eiger", stream=live.stream, finish=True):
+        pass
+    second = run(pipeline, named, on=Processes(2))
+    found = second.result(_WITHIN_S)
+    assert found.indices == list(range(1, 81)) and not found.late
+    assert second.stats.late_results == 0 and second.stats.results == 80
 
 
 # -- offline ----------------------------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ from firstlight.pipeline._replay import Due, Replayed, replay
 from firstlight.pipeline._run import Executor, Lasting, OnView, Run, State
 from firstlight.pipeline._segments import Segments
 from firstlight.pipeline._sources import Arrival, Ended, Items, OpenSource, Source, Tidings, message_of
-from firstlight.pipeline._state import Saves
+from firstlight.pipeline._state import Saves, packed_state, restore_state
 from firstlight.pipeline._stats import EventError, Stats
 from firstlight.pipeline._upcoming import First
 
@@ -168,8 +168,10 @@ __all__ = [
     "from_message",
     "graph_of",
     "message_of",
+    "packed_state",
     "replay",
     "resolve",
+    "restore_state",
     "run",
     "run_chain",
 ]

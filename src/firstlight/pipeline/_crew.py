@@ -148,6 +148,17 @@ class GroupCrew:
         if info.n_messages != self._known or info.finished or self._reduction.stats().lag:
             self._known, self._heard_s = info.n_messages, now
         self._check_silence(now, exists=True)
+        if info.finished and self._reduction.n_held:
+            self._tell_gaps(info.n_messages)
+
+    def _tell_gaps(self, n_messages: int) -> None:
+        """The stream is finished, so ids that it does not have are gaps: a reducer that wants order need not wait for them."""
+        known = Ranges((index, index) for index in self._client.unacknowledged(self._name, self._group, **self._where))
+        for first, last in self._reduction.seen:
+            known.add(first, last)
+        # Some may be acknowledged, and their results not read yet; then this is asked again.
+        if len(known) == n_messages:
+            self._reduction.all_formed(known)
 
     def _check_silence(self, now: float, *, exists: bool) -> None:
         if self._live.timeout is not None and now - self._heard_s > self._live.timeout:

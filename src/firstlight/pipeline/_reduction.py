@@ -29,7 +29,7 @@ from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._recent import Recent
 from firstlight.pipeline._records import Record, UserError
 from firstlight.pipeline._reducers import Finishes, PartError, Ticks, Timer, in_order, max_held, parts_of
-from firstlight.pipeline._state import kind_of, packed_state, restore
+from firstlight.pipeline._state import kind_of, packed_state, restore_state
 from firstlight.pipeline._stats import Counts, EventError, Stats
 from firstlight.pipeline._step import reducer_error
 
@@ -131,7 +131,7 @@ class Reduction:
             self._counts.duplicates += known
             return
         part = self._pipeline.make_reducer()
-        restore(part, record.value, self._pipeline.results)
+        restore_state(part, record.value, self._pipeline.results)
         numbers = [number for first, last in record.covers for number in range(first, last + 1)]
         for number in numbers:
             self._see(number)
@@ -394,7 +394,7 @@ class Reduction:
         reducer = self._pipeline.make_reducer()
         if saved.reducer != kind_of(reducer):
             raise DataError(f"it is of the reducer {saved.reducer}, not {kind_of(reducer)}")
-        restore(reducer, saved.state, self._pipeline.results)
+        restore_state(reducer, saved.state, self._pipeline.results)
         try:
             counts = Counts.from_plain(saved.counts)
         except (KeyError, TypeError, ValueError) as error:
@@ -412,6 +412,11 @@ class Reduction:
         """Those of these numbers of which a record came."""
         with self._lock:
             return Ranges(piece for first, last in stretches for piece in self._counts.seen.within(first, last))
+
+    @property
+    def n_held(self) -> int:
+        """Results that wait for others."""
+        return len(self._order.held) if self._order is not None else 0
 
     @property
     def seen(self) -> Ranges:
@@ -453,7 +458,7 @@ class Reduction:
         """The numbers now."""
         with self._lock:
             return self._counts.stats(
-                held=len(self._order.held) if self._order is not None else 0,
+                held=self.n_held,
                 missing=dict(self._missing),
                 available=self._available,
                 latency_s=self._latency.snapshot(),

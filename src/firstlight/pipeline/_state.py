@@ -16,7 +16,7 @@ from firstlight.errors import DataError
 from firstlight.pipeline._encoding import pack, unpack
 from firstlight.pipeline._reducers import Reducers
 
-__all__ = ["Saves", "kind_of", "packed_state", "restore"]
+__all__ = ["Saves", "kind_of", "packed_state", "restore_state"]
 
 
 @runtime_checkable
@@ -80,7 +80,7 @@ def _fields(reducer: Any) -> tuple[str, ...]:
     raise DataError(f"a {kind_of(reducer)} has neither attributes nor fields; give it state() and restore(state)")
 
 
-def restore(reducer: Any, data: bytes | memoryview, encoding: str) -> None:
+def restore_state(reducer: Any, data: bytes | memoryview, encoding: str) -> None:
     """Put a state into a reducer that was just made.
 
     Raises

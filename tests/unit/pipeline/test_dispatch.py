@@ -93,6 +93,30 @@ def test_a_lost_worker_gives_back_what_it_had_in_front_of_the_rest() -> None:
     assert given_out(dispatch) == {1: [1, 3, 4]}
 
 
+def test_what_was_worked_on_leaves_room_and_is_not_done_yet() -> None:
+    dispatch = ready_for(1, per_worker=2)
+    for index in range(1, 6):
+        dispatch.offer(event(index))
+    assert given_out(dispatch) == {0: [1, 2]}
+    dispatch.worked(0, [1, 2])
+    assert given_out(dispatch) == {0: [3, 4]}
+    dispatch.worked(0, [3])
+    dispatch.done(0, [1, 2, 3])
+    dispatch.again(0, [4, 9])  # somebody else had done a part of it: it waits once more, in front
+    assert given_out(dispatch) == {0: [4, 5]}
+    dispatch.worked(0, [4])
+    dispatch.done(0, [5])
+    assert not dispatch.idle
+    assert dispatch.lose_worker(0) == [4]
+    dispatch.add_worker(0)
+    assert given_out(dispatch) == {0: [4]}
+    dispatch.worked(0, [4])
+    dispatch.again(0, [4])
+    assert given_out(dispatch) == {0: [4]}
+    dispatch.done(0, [4])
+    assert dispatch.idle
+
+
 def test_an_event_that_was_given_up_goes_to_nobody() -> None:
     dispatch = ready_for(1)
     dispatch.offer(event(1))
