@@ -18,6 +18,7 @@ pytest.importorskip("dranspose", reason="dranspose is not installed: python -m p
 
 from firstlight.client import Client
 from firstlight.gateways.dranspose import (
+    Cbors,
     Ingest,
     Ingesting,
     LogKeeper,
@@ -26,9 +27,10 @@ from firstlight.gateways.dranspose import (
     Scans,
     WebServer,
     controller_app,
+    read_parameters,
     reducer_app,
 )
-from firstlight.pipeline import Processes
+from firstlight.pipeline import Inline, Processes, run
 from firstlight.testing import ThreadService
 from firstlight.testing._zmq import Pusher
 
@@ -351,6 +353,28 @@ def test_parameters_are_described_set_and_checked(beamline: Beamline) -> None:
     # Names that nobody describes are taken, as they are.
     beamline.post("/parameter/mask", content=b"\0\xff")
     assert httpx.get(f"{beamline.reducer}/api/v1/parameter/mask").content == b"\0\xff"
+
+
+def test_a_scan_is_recorded_as_dranspose_does_and_gives_the_same_again(beamline: Beamline, tmp_path: Path) -> None:
+    beamline.post("/parameter/dump_prefix", content=f"{tmp_path}/dump-".encode())
+    body = _map([ANY, [], None, ANY], panda=[ANY, None, ANY, ANY])
+    uuid = beamline.post("/sequence", json=body)
+    beamline.send("camera", 3)
+    beamline.send("panda", 3)
+    beamline.finished()
+    live = beamline.results
+    files = sorted(tmp_path.glob("dump-*.cbors"))
+    assert [path.name for path in files] == [f"dump-{name}-ingester-{uuid}.cbors" for name in ("camera", "panda")]
+    assert json.loads((tmp_path / f"dump-mapping-{uuid}.json").read_bytes()) == beamline.http.get("/sequence").json()
+    assert read_parameters(tmp_path / f"dump-parameters-{uuid}.json") == beamline.payload.parameters
+    run(beamline.payload.pipeline(), Cbors(files), on=Inline()).result(WITHIN_S)
+    replayed = beamline.results
+    # A recording holds what was thrown away live, too.
+    assert {number: found for number, found in replayed.items() if number != 2} == live
+    refused = beamline.post("/parameter/dump_prefix", content=f"{tmp_path}/absent/".encode()) and beamline.http.post(
+        "/sequence", json=body
+    )
+    assert (refused.status_code, "cannot write" in refused.json()["detail"]) == (400, True)
 
 
 def test_viewers_read_the_published_tree(build: Callable[..., Beamline]) -> None:

@@ -17,6 +17,7 @@ __all__ = [
     "ParameterList",
     "ReducerState",
     "ResultData",
+    "StrParameter",
     "StreamData",
     "Url",
     "WorkParameter",
@@ -26,7 +27,7 @@ __all__ = [
 
 try:
     from dranspose.event import EventData, ResultData, StreamData
-    from dranspose.parameters import ParameterList
+    from dranspose.parameters import ParameterList, StrParameter
     from dranspose.protocol import EnsembleState, IngesterState, ReducerState, WorkerState, WorkParameter
     from pydantic_core import Url
 except ModuleNotFoundError as _error:

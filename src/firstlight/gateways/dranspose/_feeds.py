@@ -9,6 +9,7 @@ from contextlib import ExitStack
 
 from firstlight.client import DEFAULT_URL, Client
 from firstlight.errors import ConfigurationError
+from firstlight.gateways.dranspose._dump import Dump
 from firstlight.gateways.dranspose._ingest import Ingest
 from firstlight.gateways.dranspose._map import ScanMap
 from firstlight.model import DEFAULT_BEAMTIME
@@ -66,7 +67,8 @@ class Ingesting:
                     stream, beamtime=self._beamtime, stream=name, finish=False, linger=0.0,
                     header={"dranspose": {"ingester": self._ingests[stream].target}},
                 )  # fmt: skip
-                stack.enter_context(self._ingests[stream].start(stream, producer, scan.n_messages(stream)))
+                dump = Dump(scan.dump_prefix, stream, scan.uuid, scan.event_of(stream)) if scan.dump_prefix else None
+                stack.enter_context(self._ingests[stream].start(stream, producer, scan.n_messages(stream), dump))
             self._under_way = stack.pop_all()
         live = Live(self._url, beamtime=self._beamtime, stream=name, after_end_s=self._after_end_s)
         return lambda stopping: (live, ())
@@ -103,6 +105,11 @@ class NextStreams:
 
     def begin(self, scan: ScanMap) -> Wait:
         """Note which streams there are."""
+        if scan.dump_prefix:
+            raise ConfigurationError(
+                "dump_prefix records what comes through ingesters of dranspose; these streams are in the service: "
+                "use `firstlight record`, and set dump_prefix to nothing"
+            )
         with Client(self._url, name="dranspose scans") as client:
             before = {source: self._names(client, source) for source in scan.streams}
         return lambda stopping: self._wait(before, stopping)

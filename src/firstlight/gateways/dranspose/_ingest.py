@@ -19,6 +19,7 @@ import msgspec
 from firstlight.client import Producer
 from firstlight.errors import ConfigurationError, FirstlightError
 from firstlight.gateways.dranspose._classes import load_class
+from firstlight.gateways.dranspose._dump import Dump
 
 __all__ = ["Ingest", "Placing"]
 
@@ -69,7 +70,7 @@ class Ingest:
             raise ConfigurationError(f"ingester {self.target} cannot be made: {text}", target=self.target) from error
 
     @contextmanager
-    def start(self, stream: str, producer: Producer, n_messages: int) -> Iterator[None]:
+    def start(self, stream: str, producer: Producer, n_messages: int, dump: Dump | None = None) -> Iterator[None]:
         """Receive one scan in a thread, until it has ended or this context does.
 
         Parameters
@@ -78,8 +79,10 @@ class Ingest:
             Is finished with the last message, or aborted when the ingester fails; else left as it is.
         n_messages
             That the stream has in the scan.
+        dump
+            Records what comes.
         """
-        taking = _Taking(self._made(stream), stream, producer, Placing(n_messages))
+        taking = _Taking(self._made(stream), stream, producer, Placing(n_messages), dump)
         thread = threading.Thread(target=taking.run, name=f"ingest {stream}", daemon=True)
         thread.start()
         taking.ready.wait()
@@ -89,6 +92,8 @@ class Ingest:
             taking.stop()
             thread.join()
             producer.close()
+            if dump is not None:
+                dump.close()
 
 
 def _settings_class(kind: type) -> Any:
@@ -154,12 +159,13 @@ def _header(first_frame: bytes) -> dict[str, Any]:
 class _Taking:
     """One scan of one ingester, in a thread with an event loop of its own."""
 
-    def __init__(self, ingester: Any, stream: str, producer: Producer, placing: Placing) -> None:
+    def __init__(self, ingester: Any, stream: str, producer: Producer, placing: Placing, dump: Dump | None) -> None:
         self.ready = threading.Event()
         self._ingester = ingester
         self._stream = stream
         self._producer = producer
         self._placing = placing
+        self._dump = dump
         self._loop = asyncio.new_event_loop()
         self._task: asyncio.Task[None] | None = None
 
@@ -206,6 +212,8 @@ class _Taking:
         """Pass a message on; True if it was the last."""
         frames = [bytes(getattr(frame, "buffer", frame)) for frame in data.frames]
         number, is_last = self._placing.place(data.typ, frames[0] if frames else b"")
+        if self._dump is not None:
+            self._dump.write(number, data)
         about = {"typ": data.typ, "lengths": [len(frame) for frame in frames]}
         self._producer.send(b"".join(frames), id=number, meta={"dranspose": about})
         if is_last:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -55,6 +55,8 @@ class ScanMap:
         except msgspec.ValidationError as error:
             raise ConfigurationError(f"this is no sequence of trigger maps: {error}") from error
         self.uuid = str(uuid.uuid4())
+        #: Where recordings of the scan begin with; nothing: there are none.
+        self.dump_prefix = ""
         self.parts = body.parts
         self.sequence = body.sequence
         for name, part in self.parts.items():
@@ -125,6 +127,16 @@ class ScanMap:
         """Messages that the stream has in the scan."""
         counts = {name: sum(entry is not None for entry in part.get(stream, ())) for name, part in self.parts.items()}
         return sum(counts[name] for name in self.sequence)
+
+    def event_of(self, stream: str) -> Callable[[int], int | None]:
+        """A function: the number of the event, from 0, to which a message of the stream belongs; None if to none."""
+        compiled = self.align().compiled
+
+        def found(number: int) -> int | None:
+            index = compiled.event_of(stream, number)
+            return None if index is None else index - 1
+
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """As dranspose shows it."""

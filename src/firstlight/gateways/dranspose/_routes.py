@@ -27,7 +27,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from firstlight.errors import ConfigurationError, FirstlightError
-from firstlight.gateways.dranspose._classes import EnsembleState, IngesterState, ReducerState, Url, WorkerState
+from firstlight.gateways.dranspose._classes import (
+    EnsembleState,
+    IngesterState,
+    ReducerState,
+    StrParameter,
+    Url,
+    WorkerState,
+)
+from firstlight.gateways.dranspose._dump import DUMP_PREFIX
 from firstlight.gateways.dranspose._map import ScanMap, uniform
 from firstlight.gateways.dranspose._payload import Payload
 from firstlight.gateways.dranspose._publish import opened_by
@@ -206,7 +214,9 @@ class _Controller:
         )  # fmt: skip
 
     def parameters(self, request: Request, body: bytes) -> Any:
-        return [description.model_dump(mode="json") for description in self._scans.payload.descriptions.values()]
+        recording = StrParameter(name=DUMP_PREFIX, description="Prefix to dump ingester values")
+        described = {DUMP_PREFIX: recording} | self._scans.payload.descriptions
+        return [described[name].model_dump(mode="json") for name in sorted(described)]
 
     def logs(self, request: Request, body: bytes) -> Any:
         levels = logging.getLevelNamesMapping()

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from typing import Any, Protocol
 
 from firstlight.errors import ConfigurationError, FirstlightError
+from firstlight.gateways.dranspose._dump import DUMP_PREFIX, dump_scan
 from firstlight.gateways.dranspose._map import GENERIC, ScanMap
 from firstlight.gateways.dranspose._payload import Payload
 from firstlight.pipeline import Executor, Processes, Run, Source, run
@@ -153,9 +154,13 @@ class Scans:
             known = ", ".join(self.feed.streams)
             raise ConfigurationError(f"streams {', '.join(unknown)} not available; there are {known}")
         scan_map.check_workers(self.worker_tags)
+        parameters = self.payload.parameters
+        scan_map.dump_prefix = parameters.get(DUMP_PREFIX, b"").decode(errors="replace")
         with self._changing:
             self._end()
             self._current = Scan(scan_map, self.payload, self.feed, self._executor)
+            if scan_map.dump_prefix:
+                dump_scan(scan_map.dump_prefix, scan_map, parameters)
             return self._current
 
     def stop(self) -> None:
