@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from firstlight.client import Producer
-from firstlight.errors import ConfigurationError, FirstlightError
+from firstlight.errors import ConfigurationError, DataError, FirstlightError
 from firstlight.gateways.dranspose._classes import load_class
 from firstlight.gateways.dranspose._dump import Dump
 
@@ -210,6 +210,8 @@ class _Taking:
 
     def _send(self, data: Any) -> bool:
         """Pass a message on; True if it was the last."""
+        if not hasattr(data, "frames"):
+            raise DataError(f"it yields {type(data).__name__}: streams that software triggers are not supported")
         frames = [bytes(getattr(frame, "buffer", frame)) for frame in data.frames]
         number, is_last = self._placing.place(data.typ, frames[0] if frames else b"")
         if self._dump is not None:
