@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 import firstlight
+from firstlight.pipeline import Items, run
 from firstlight.testing import ThreadService
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,3 +129,19 @@ def test_the_tutorial_ends_with_a_plot(tutorial: Reader, service: ThreadService,
     tutorial.run("send.py")
     tutorial.finish(plotting)
     assert plot.is_file(), "the same program plots a stream while it is taken"
+
+
+def test_the_page_on_reducers(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    page: Any = types.ModuleType("bright")
+    monkeypatch.setitem(sys.modules, "bright", page)  # where its dataclasses look
+    for block in python_blocks("docs/how-to/reduce-results.md"):
+        exec(compile(block, "reduce-results.md", "exec", dont_inherit=True), page.__dict__)  # our own page
+    frames = Items({"eiger": [np.full((2, 2), value, np.uint16) for value in (3, 7, 3, 250)]})
+    for pipeline in (page.bright, page.combined):
+        assert run(pipeline, frames).result().counts.nonzero()[0].tolist() == [3, 7, 250]
+    both = run(page.both, frames)
+    assert both.result()["steps"].steps == [4, -4, 247]
+    assert set(both.views()) == {"histogram/n", "histogram/brightness", "steps/steps"}
+    assert run(dataclasses.replace(page.bright, reducer=page.Peak), frames).result().most_common == 3
+    run(dataclasses.replace(page.bright, reducer=page.Rate), frames).reducer.tick()
+    assert capsys.readouterr().out == "0 so far\n"
