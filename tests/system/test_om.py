@@ -28,7 +28,8 @@ from firstlight.client import Client
 from firstlight.connectors import run_eiger2
 from firstlight.model import ArraySpec, Compression, encode
 from firstlight.testing import RunningService, SimulatedEiger, SyntheticCrystals
-from system.om_environment import EnvironmentFailed, om_python
+from system.environments import EnvironmentFailed
+from system.om_environment import om_python
 
 # The first one to run installs OM.
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]

@@ -3,7 +3,6 @@ the run is asked at most a few times a second."""
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Mapping
@@ -18,7 +17,8 @@ from firstlight.pipeline import ParameterSet, Pipeline, Run
 
 __all__ = ["Follows", "Shown", "Snapshot", "Snapshots", "ViewNow"]
 
-logger = logging.getLogger(__name__)
+_QUICK_S = 0.02
+_SHARE = 0.1
 
 
 @runtime_checkable
@@ -117,7 +117,7 @@ class Snapshots:
         self._every_s = every_s
         self._lock = threading.Lock()
         self._latest = Snapshot()
-        self._looked_s = -every_s
+        self._next_s = 0.0
         self._run: Run | None = None
         self._seen_version = 0
 
@@ -134,9 +134,13 @@ class Snapshots:
     def latest(self) -> Snapshot:
         """What is shown now; waits while somebody else is looking, and takes what he found."""
         with self._lock:
-            if time.monotonic() - self._looked_s >= self._every_s:
+            began_s = time.monotonic()
+            if began_s >= self._next_s:
                 self._look()
-                self._looked_s = time.monotonic()
+                took_s = time.monotonic() - began_s
+                # Views that take long to make hold up the run: whoever looks may cost it a tenth of its time.
+                pause_s = took_s / _SHARE if took_s > _QUICK_S else 0.0
+                self._next_s = began_s + max(self._every_s, pause_s)
             return self._latest
 
     def _look(self) -> None:

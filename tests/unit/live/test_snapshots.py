@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -141,6 +142,27 @@ def test_many_ask_at_once_and_the_reducer_is_asked_once() -> None:
     for thread in threads:
         thread.join()
     assert len(asked) == 1 and len({id(snapshot) for snapshot in found}) == 1
+
+
+def test_views_that_take_long_are_asked_for_less_often() -> None:
+    class Slow(Shows):
+        def snapshot(self) -> dict[str, View]:
+            while time.monotonic() < until:
+                pass
+            return super().snapshot()
+
+    chain = Chain()
+    snapshots = Snapshots(chain, every_s=0.0)
+    slow = Pipeline("p", inputs=["eiger"], worker=one, reducer=Slow)
+    until = 0.0
+    chain.current = run(slow, items(2), on=Inline())
+    chain.current.result()
+    until = time.monotonic() + 0.05
+    shown = snapshots.latest()
+    chain.current = run(slow, items(2), on=Inline())
+    chain.current.result()
+    # Half a second has to pass; far less has.
+    assert snapshots.latest() is shown
 
 
 # -- the tree ---------------------------------------------------------------------------------------------------------
