@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import itertools
 import json
 import pickle
 import queue
+import re
 import sys
 import threading
 import time
@@ -40,6 +42,7 @@ from firstlight.pipeline._pool import Pool
 from firstlight.pipeline._records import from_wire
 from firstlight.pipeline._reduction import Reduction
 from firstlight.pipeline._talk import HandOut, Reported, ShareJob, Started
+from firstlight.testing._pipeline_contract import frame
 
 _NAMES = (f"assign_{number:04d}" for number in itertools.count(1))
 _WITHIN_S = 60.0
@@ -300,3 +303,17 @@ def test_tags_and_hanging_are_options_of_the_command_line(
     ):
         assert main([*command, *wrong]) == 2
         assert text in capsys.readouterr().err
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_on_choosing_workers_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).parents[2] / "docs/how-to/choose-workers.md"
+    code = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)[0]
+    (tmp_path / "peaks.py").write_text(code)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    peaks = importlib.import_module("peaks")
+    frames = Items({"eiger": [frame(index) for index in range(1, 31)]})
+    assert run(peaks.median, frames, on=Processes(2)).result(_WITHIN_S).n == 30
+    assert run(peaks.peaks, frames, on=Processes(2, tags={"gpu": [0]})).result(_WITHIN_S).n == 60

@@ -117,8 +117,8 @@ def run(
     if isinstance(loaded, Chain):
         if workers or parameters or skip_errors or tags or hang_after is not None or view is not None:
             raise ConfigurationError(
-                f"--workers, --tag, --hang-after, --set, --skip-errors and --view are about one pipeline, and {target} has several: say it "
-                "there, to its stages"
+                f"--workers, --tag, --hang-after, --set, --skip-errors and --view are about one pipeline, and {target} "
+                "has several: say it there, to its stages"
             )
         live = source_of(stream, segments, beamtime, url, group, timeout)
         if not isinstance(live, Live):
