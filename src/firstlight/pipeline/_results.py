@@ -53,6 +53,7 @@ class Results:
         #: Ids of what was reduced, by this run or, up to a checkpoint, by an earlier one.
         self._ids = Ranges()
         self._n_lost = 0
+        self._failure: FirstlightError | None = None
         self._read = threading.Condition()
         self._taking = threading.Lock()
         self._closing = threading.Event()
@@ -120,6 +121,7 @@ class Results:
                 self.stream.source, order="arrival", have=self._ids, timeout=_SLICE_S, **self._where
             ) as consumer:
                 while not self._closing.is_set():
+                    self._n_lost = consumer.lost
                     try:
                         message = next(consumer, None)
                     except (StreamTimeoutError, StreamNotFoundError):
@@ -130,9 +132,9 @@ class Results:
                         return
                     self._take(message)
                     with self._read:
-                        self._n_lost = consumer.lost
                         self._read.notify_all()
         except FirstlightError as error:
+            self._failure = error
             self._on_failure(error)
 
     def _take(self, message: Message) -> None:
@@ -161,7 +163,13 @@ class Results:
         self._producer.flush()
 
     def drain(self, timeout: float) -> bool:
-        """Wait until everything that is in the stream now has been reduced; False if that takes too long."""
+        """Wait until everything that is in the stream now has been reduced; False if that takes too long.
+
+        Raises
+        ------
+        FirstlightError
+            What ended the reading.
+        """
         target = self._client.info(self.stream.source, **self._where).n_messages
         deadline = time.monotonic() + timeout
         with self._read:
@@ -171,6 +179,8 @@ class Results:
                     and time.monotonic() > deadline
                 ):
                     return False
+        if self._failure is not None:
+            raise self._failure
         return self._n_read >= target
 
     @property

@@ -20,7 +20,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -378,6 +378,13 @@ class Kept:
 
     def snapshot(self) -> dict[str, View]:
         return {"n": Scalar(len(self.indices))}
+
+
+class BadMerge(Kept):
+    """Adds, and does not add up."""
+
+    def merge(self, other: Kept) -> None:
+        raise TypeError("of another kind")
 
 
 class HoldsALock(Kept):
@@ -754,6 +761,15 @@ class ProcessesContract(PipelineContract):
         with pytest.raises(WorkerError, match=r"killed by SIGKILL at event 7, 2 times") as caught:
             self.run(pipeline, ContractData.of(range(1, 21))).result()
         assert caught.value.values["event_index"] == 7
+
+    def test_a_reducer_that_cannot_merge_is_named(self) -> None:
+        combine = Combine(events=2)
+        pipeline = Pipeline("bad", inputs=["eiger"], worker=RowMeans(), reducer=BadMerge, combine=combine)
+        with pytest.raises(WorkerError, match=r"reducer of pipeline 'bad' raised when it merged the results of \d events"):
+            self.run(pipeline, ContractData.of(range(1, 21))).result()
+        pipeline = replace(pipeline, on_error="skip")
+        running = self.run(pipeline, ContractData.of(range(1, 21)))
+        assert running.result().indices == [] and len(running.stats.parked) == 20 and running.stats.errors > 0
 
     def test_killed_workers_change_nothing_where_results_are_combined(self, tmp_path: Path) -> None:
         pipeline = self.mean(Dies((4, 11, 25), str(tmp_path), pause_s=0.005), combine=Combine(events=4, seconds=0.05))
