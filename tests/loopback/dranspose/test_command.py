@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import IO, Any
 
 import httpx
+import numpy as np
 import pytest
 
 pytest.importorskip("dranspose", reason="dranspose is not installed: python -m pip install '.[test]'")
 
+from firstlight.client import Client
 from firstlight.testing import ThreadService
 from firstlight.testing._zmq import Pusher
 
@@ -114,6 +116,22 @@ def test_a_source_class_whose_results_are_looked_at_afterwards(types: Callable[.
         assert file["map/data/roi1"][:].tolist() == [5.0] * 10
     code, _ = command.interrupt()
     assert code == 0, command.said
+
+
+def test_streams_of_the_service(types: Callable[..., Typed], service: ThreadService) -> None:
+    with Client(service.url) as client:
+        for name in ("camera", "panda"):
+            with client.produce(name, stream="scan_0042") as out:
+                for number in range(3):
+                    out.send(np.full((2, 2), number, np.uint16))
+    command = types(
+        *OWN, "--stream", "scan_0042", "--input", "camera", "--input", "panda", "--url", service.url, "--workers", "1",
+        "--json",
+    )  # fmt: skip
+    code, out = command.end()
+    assert code == 0, command.said
+    views = json.loads(out.splitlines()[-1])["views"]
+    assert [views[f"results/{n}"]["text"] for n in range(3)] == [str({"camera": n, "panda": n}) for n in range(3)]
 
 
 def test_scans_by_trigger_map(types: Callable[..., Typed], service: ThreadService) -> None:
