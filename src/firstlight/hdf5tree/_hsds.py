@@ -295,5 +295,5 @@ class _Wanted(msgspec.Struct):
 def _coordinates(points: list[Any]) -> NDArray[np.uint64]:
     try:
         return np.array(points, np.uint64)
-    except (ValueError, OverflowError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise DataError(f"coordinates of points are whole numbers from 0 on: {error}") from error

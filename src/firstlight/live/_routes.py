@@ -277,6 +277,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return json_response({"error": kinds.get(error.status_code, "HTTPError"), "text": text}, error.status_code)
 
 
+async def _internal_error(request: Request, error: Exception) -> Response:
+    text = f"{request.url.path}: {type(error).__name__}: {error}; the log of the program tells more"
+    return json_response({"error": "InternalError", "text": text}, 500)
+
+
 def error_handlers() -> dict[Any, Handler]:
     """What becomes of errors that answers raise."""
-    return {FirstlightError: _firstlight_error, HTTPException: _http_error}
+    return {FirstlightError: _firstlight_error, HTTPException: _http_error, Exception: _internal_error}

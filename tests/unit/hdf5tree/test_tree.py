@@ -95,6 +95,7 @@ def test_hsds_ids_stay_and_have_the_form_of_hsds() -> None:
         ("POST", "/datasets/{f8}/value", b"{", 400, "what to select"),
         ("POST", "/datasets/{f8}/value", b'{"points": [[-1, 0]]}', 400, "whole numbers"),
         ("POST", "/datasets/{f8}/value", b'{"points": [["a"], 1]}', 400, "whole numbers"),
+        ("POST", "/datasets/{f8}/value", b'{"points": [null]}', 400, "whole numbers"),
         ("POST", "/datasets/{f8}/value", b"[" * 100_000, 400, "what to select"),
     ],
 )
