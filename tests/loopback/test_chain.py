@@ -79,8 +79,8 @@ def until(what: Callable[[], Any]) -> None:
         time.sleep(0.02)
 
 
-def send(client: Client, *, finish: bool = True) -> None:
-    with client.produce("eiger", stream="scan_0042", finish=finish) as out:
+def send(client: Client, *, finish: bool = True, stream: str = "scan_0042") -> None:
+    with client.produce("eiger", stream=stream, finish=finish) as out:
         for index in range(1, N_FRAMES + 1):
             out.send(np.full((4, 6), index, np.uint16), id=index)
 
@@ -100,18 +100,8 @@ def chain_file(folder: Path, **more: Any) -> Path:
 
 def started(service: ThreadService, path: Path, *more: str) -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": str(Path(firstlight.__file__).parents[1])}
-    command = [
-        sys.executable,
-        "-m",
-        "firstlight",
-        "run",
-        str(path),
-        "--stream",
-        "scan_0042",
-        "--url",
-        service.url,
-        *more,
-    ]
+    which = () if "--follow" in more else ("--stream", "scan_0042")
+    command = [sys.executable, "-m", "firstlight", "run", str(path), "--url", service.url, *which, *more]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=_hears_ctrl_c
     )
@@ -210,6 +200,37 @@ def test_the_page_about_chains(service: ThreadService, beam: Client, tmp_path: P
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment, timeout=_WITHIN_S
     )
     assert printed.stdout == "5 24\n10 24\n"
+
+
+def test_a_chain_follows_scans_from_the_command_line(service: ThreadService, beam: Client, tmp_path: Path) -> None:
+    process = started(service, chain_file(tmp_path), "--follow", "scan_*", "--first", "all", "--scans", "2")
+    for stream in ("scan_0042", "scan_0043"):
+        send(beam, stream=stream)
+    code, out, err = ended(process)
+    assert code == 0, err
+    assert sorted(line.split(":")[0] for line in out.splitlines()) == [
+        f"scan_{number} {stage}" for number in ("0042", "0043") for stage in ("hits", "number", "total")
+    ]
+    assert "waiting for streams scan_* of eiger" in err
+
+
+def test_a_chain_on_a_recording_gives_the_same(
+    service: ThreadService, beam: Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    send(beam)
+    path = chain_file(tmp_path)
+    code, live, err = ended(started(service, path, "--json"))
+    assert code == 0, err
+    file = tmp_path / "scan.flrec"
+    assert main(["record", "eiger/scan_0042", "--out", str(file), "--url", service.url]) == 0
+    capsys.readouterr()
+    environment = os.environ | {"PYTHONPATH": str(Path(firstlight.__file__).parents[1])}
+    command = [sys.executable, "-m", "firstlight", "run", str(path), "--from", str(file), "--json"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=_WITHIN_S)
+    told = [[json.loads(line) for line in text.splitlines()[-3:]] for text in (live, printed.stdout)]
+    for here, there in zip(*told, strict=True):
+        for name in ("stage", "state", "events", "results", "empty", "views"):
+            assert here[name] == there[name]
 
 
 # -- in a script ----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +14,14 @@ import typer
 from firstlight.cli._connect import stop_on_signals
 from firstlight.cli._output import note, print_json
 from firstlight.cli._run import load_target, tell
+from firstlight.cli._scans import pass_on, tell_scan
 from firstlight.cli._stats import stats_line
 from firstlight.errors import ConfigurationError, PipelineError
 
 if TYPE_CHECKING:
-    from firstlight.pipeline import Chain, ChainRun, Live, Pipeline, Stage
+    from firstlight.pipeline import Chain, ChainRun, First, Live, Pipeline, Source, Stage
 
-__all__ = ["load_any", "read_chain", "run_stages"]
+__all__ = ["follow_stages", "load_any", "read_chain", "run_stages"]
 
 
 class _StageValues(msgspec.Struct, forbid_unknown_fields=True):
@@ -99,12 +101,12 @@ def _converted(values: Any, kind: Any) -> Any:
         raise ConfigurationError(str(error)) from error
 
 
-def run_stages(chain: Chain, live: Live, *, as_json: bool) -> None:
+def run_stages(chain: Chain, source: Source, *, as_json: bool) -> None:
     """Run a chain to the end of its streams, one line for each stage, and leave with the exit code that it deserves."""
     from firstlight.pipeline import run_chain
 
     drawn = 0
-    with stop_on_signals() as stop, run_chain(chain, live) as running:
+    with stop_on_signals() as stop, run_chain(chain, source) as running:
         for stats in running:
             if stop.is_set():
                 running.stop()
@@ -116,6 +118,29 @@ def run_stages(chain: Chain, live: Live, *, as_json: bool) -> None:
     for name, run in running.runs.items():
         tell(run, as_json, stage=name)
     _leave(running)
+
+
+def follow_stages(chain: Chain, live: Live, *, first: First, n_scans: int | None, as_json: bool) -> None:
+    """Run a chain on scan after scan until somebody stops it, or there were enough; a line for each stage of each."""
+    from firstlight.pipeline import follow_chain
+
+    n_bad, ended = 0, dict.fromkeys((stage.name for stage in chain.stages), 0)
+    with stop_on_signals() as stop, follow_chain(chain, live, first=first) as scans:
+        over = threading.Event()
+        threading.Thread(target=pass_on, args=(stop, over, scans), name="stop on signals", daemon=True).start()
+        note(f"waiting for streams {live.stream} of {', '.join(chain.sources)}")
+        try:
+            for stage, scan in scans:
+                n_bad += tell_scan(scan, as_json=as_json, stage=stage)
+                ended[stage] += 1
+                if n_scans is not None and min(ended.values()) >= n_scans:
+                    scans.stop()
+        finally:
+            over.set()
+        if stop.is_set():
+            raise typer.Exit(130)
+    if n_bad:
+        raise typer.Exit(1)
 
 
 def _draw(lines: list[str], drawn: int) -> int:

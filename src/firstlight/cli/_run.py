@@ -110,8 +110,8 @@ def run(
     """
     import dataclasses
 
-    from firstlight.cli._chain import load_any, run_stages
-    from firstlight.pipeline import Chain, Live
+    from firstlight.cli._chain import follow_stages, load_any, run_stages
+    from firstlight.pipeline import Chain
 
     loaded = load_any(target)
     if isinstance(loaded, Chain):
@@ -120,10 +120,11 @@ def run(
                 f"--workers, --tag, --hang-after, --set, --skip-errors and --view are about one pipeline, and {target} "
                 "has several: say it there, to its stages"
             )
-        live = source_of(stream, segments, beamtime, url, group, timeout)
-        if not isinstance(live, Live):
-            raise ConfigurationError("a chain runs on a service; leave --from out, or run its stages one by one")
-        return run_stages(loaded, live, as_json=as_json)
+        if scans is not None:
+            _check_alone(stream, segments, hold=hold)
+            pattern = live_of(scans, beamtime, url, group, timeout)
+            return follow_stages(loaded, pattern, first=_first(first), n_scans=n_scans, as_json=as_json)
+        return run_stages(loaded, source_of(stream, segments, beamtime, url, group, timeout), as_json=as_json)
     pipeline = loaded.with_parameters(**settings(parameters or []))
     if skip_errors:
         pipeline = dataclasses.replace(pipeline, on_error="skip")

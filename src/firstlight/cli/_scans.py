@@ -15,9 +15,9 @@ from firstlight.cli._stats import stats_line
 from firstlight.cli._views import view_facts
 
 if TYPE_CHECKING:
-    from firstlight.pipeline import Executor, First, Following, Live, Pipeline, Run
+    from firstlight.pipeline import ChainFollowing, Executor, First, Following, Live, Pipeline, Run
 
-__all__ = ["BeginWith", "Follow", "Scans", "run_scans"]
+__all__ = ["BeginWith", "Follow", "Scans", "pass_on", "run_scans", "tell_scan"]
 
 Follow: TypeAlias = Annotated[
     str | None,
@@ -50,14 +50,14 @@ def run_scans(
     n_bad = 0
     with stop_on_signals() as stop, follow(pipeline, source, first=first, on=executor) as scans:
         over = threading.Event()
-        threading.Thread(target=_pass_on, args=(stop, over, scans), name="stop on signals", daemon=True).start()
+        threading.Thread(target=pass_on, args=(stop, over, scans), name="stop on signals", daemon=True).start()
         note(f"waiting for streams {source.stream} of {pipeline.inputs[0]}")
         try:
             with served(scans, view, as_json=as_json):
                 for number, scan in enumerate(scans, start=1):
                     scan.target = target
                     _watch(scan, as_json=as_json)
-                    n_bad += _tell(scan, as_json=as_json)
+                    n_bad += tell_scan(scan, as_json=as_json)
                     if number == n_scans:
                         scans.stop()
         finally:
@@ -68,7 +68,8 @@ def run_scans(
         raise typer.Exit(1)
 
 
-def _pass_on(stop: threading.Event, over: threading.Event, scans: Following) -> None:
+def pass_on(stop: threading.Event, over: threading.Event, scans: Following | ChainFollowing) -> None:
+    """Stop the following when somebody asks for it; while it waits for scans it does not look itself."""
     while not over.is_set():
         if stop.wait(_LOOK_EVERY_S):
             scans.stop()
@@ -89,19 +90,22 @@ def _watch(scan: Run, *, as_json: bool) -> None:
         sys.stderr.write("\r\x1b[K")
 
 
-def _tell(scan: Run, *, as_json: bool) -> bool:
-    """A line for the scan; returns whether something was wrong with it."""
+def tell_scan(scan: Run, *, as_json: bool, stage: str | None = None) -> bool:
+    """A line for the scan, or for one stage of it; returns whether something was wrong with it."""
     stats = scan.stats
+    name = _name(scan) if stage is None else f"{_name(scan)} {stage}"
     if as_json:
         views = scan.views() if scan.state != "failed" else {}
         error = None if scan.error is None else scan.error.text
         print_json(
-            {"stream": _name(scan), "state": scan.state, "error": error}
+            {"stream": _name(scan)}
+            | ({"stage": stage} if stage is not None else {})
+            | {"state": scan.state, "error": error}
             | stats.facts()
             | {"views": {name: view_facts(view) for name, view in views.items()}}
         )
     else:
-        print(f"{stats_line(_name(scan), stats)}  ({scan.state} after {duration(stats.elapsed_s)})", flush=True)
+        print(f"{stats_line(name, stats)}  ({scan.state} after {duration(stats.elapsed_s)})", flush=True)
         if scan.error is not None:
-            note(f"{_name(scan)}: {scan.error}")
+            note(f"{name}: {scan.error}")
     return scan.error is not None or bool(stats.parked) or bool(stats.lost)

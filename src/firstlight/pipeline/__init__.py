@@ -46,7 +46,7 @@ from firstlight.pipeline._align_values import (
 )
 from firstlight.pipeline._assign import Assign
 from firstlight.pipeline._attaching import Attachment, attachment
-from firstlight.pipeline._chain import Chain, ChainRun, Stage, run_chain
+from firstlight.pipeline._chain import Chain, ChainRun, Stage
 from firstlight.pipeline._chain_follow import ChainFollowing, follow_chain
 from firstlight.pipeline._debugging import DebugWorker
 from firstlight.pipeline._detectors import DetectorImage
@@ -66,6 +66,7 @@ from firstlight.pipeline._records import Record, UserError, from_message
 from firstlight.pipeline._reducers import Combine, Finishes, Ordered, Reducer, Reducers, Ticks
 from firstlight.pipeline._replay import Due, Replayed, replay
 from firstlight.pipeline._run import Executor, Lasting, OnView, Run, State
+from firstlight.pipeline._run_chain import run_chain
 from firstlight.pipeline._segments import Segments
 from firstlight.pipeline._sources import Arrival, Ended, Items, OpenSource, Source, Tidings, message_of
 from firstlight.pipeline._state import Saves, packed_state, restore_state

@@ -12,13 +12,12 @@ from typing import Any, Self
 
 from firstlight.errors import ConfigurationError, FirstlightError, StreamTimeoutError
 from firstlight.model import StreamId
-from firstlight.pipeline._live import Live
 from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._processes import Processes
 from firstlight.pipeline._run import Run, State
 from firstlight.pipeline._stats import Stats
 
-__all__ = ["Chain", "ChainRun", "Stage", "run_chain"]
+__all__ = ["Chain", "ChainRun", "Stage"]
 
 _PROGRESS_EVERY_S = 0.5
 _LOOK_EVERY_S = 0.1
@@ -139,25 +138,6 @@ class Chain:
         return [given for given in stages[name].pipeline.inputs if given in stages]
 
 
-def run_chain(chain: Chain, live: Live) -> ChainRun:
-    """Run all stages of a chain on streams of one name, in processes of this machine.
-
-    Raises
-    ------
-    ConfigurationError
-        If a stage cannot run.
-    """
-    runs: dict[str, Run] = {}
-    try:
-        for stage in chain.stages:
-            source = dataclasses.replace(live, datasets=stage.datasets)
-            runs[stage.name] = Processes(stage.workers).start(stage.pipeline, source, on_view=None, view_every_s=1.0)
-    except BaseException:
-        ChainRun(chain, runs).stop()
-        raise
-    return ChainRun(chain, runs)
-
-
 class ChainRun:
     """A chain at work. Made by `run_chain`.
 
@@ -200,7 +180,8 @@ class ChainRun:
     def join(self, timeout: float | None = None) -> bool:
         """Wait for the end of all stages, however that is; False if it did not come in time.
 
-        When one fails, the others are stopped. Ctrl-C stops all.
+        When one fails, the others are stopped. Ctrl-C stops all. Without a service the stages work while somebody waits
+        here, and take turns.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         try:

@@ -197,6 +197,10 @@ class InlineRun(Run):
         self._look(showing.look(last=True))
         self._reduction.missed(aligner.missing())
 
+    def _take(self, record: Record) -> None:
+        """It is known what became of an event."""
+        self._reduction.take(record)
+
     def _look(self, shown: WorkersShown | None) -> None:
         if shown is not None:
             self._worker_shows(0, shown)
@@ -223,7 +227,7 @@ class InlineRun(Run):
         calls = divided(self.pipeline, sharing, action)
         if isinstance(calls, Record):
             self._reduction.formed(action, [action])
-            self._reduction.take(calls)
+            self._take(calls)
             return
         parts = [part for part, _ in calls]
         self._reduction.formed(action, parts)
@@ -231,7 +235,7 @@ class InlineRun(Run):
             messages = at_hand.take(action)
         except (MessageEvictedError, MessageNotFoundError) as error:
             for part in parts:
-                self._reduction.take(lost_record(part.index, error, share=part.share, width=self.pipeline.width))
+                self._take(lost_record(part.index, error, share=part.share, width=self.pipeline.width))
             return
         while self._retunes:
             new, changed = self._retunes.popleft()
@@ -240,7 +244,7 @@ class InlineRun(Run):
         for part in parts:
             found = {name: messages[name] for name in part.ids}
             record, _ = step.work(part.index, found, at_hand.resolve, share=part.share)
-            self._reduction.take(record)
+            self._take(record)
 
 
 def aborted_error(pipeline: Pipeline, ended: Ended) -> StreamAbortedError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from firstlight.client import Client
-from firstlight.errors import MessageEvictedError
+from firstlight.errors import MessageEvictedError, StreamNotFoundError
 from firstlight.model import Keep, StreamId
 from firstlight.pipeline._forward import Forward
 from firstlight.pipeline._records import WireRecord, from_wire, lost_record, to_wire
@@ -28,8 +28,7 @@ class Keeper:
         wanted: dict[StreamId, dict[int, list[int]]] = {}
         for place, (_, _, meta) in enumerate(records):
             for stream, number in _references(meta):
-                if self._keeps_what_is_asked(stream):
-                    wanted.setdefault(stream, {}).setdefault(number, []).append(place)
+                wanted.setdefault(stream, {}).setdefault(number, []).append(place)
         kept = list(records)
         for stream, places in wanted.items():
             for number in self._gone(stream, list(places)):
@@ -47,9 +46,12 @@ class Keeper:
         return self._keeps[stream]
 
     def _gone(self, stream: StreamId, ids: list[int]) -> list[int]:
-        if self._ask(stream, ids) >= len(ids):
-            return []
-        return [number for number in ids if not self._ask(stream, [number])]
+        try:
+            if not self._keeps_what_is_asked(stream) or self._ask(stream, ids) >= len(ids):
+                return []
+            return [number for number in ids if not self._ask(stream, [number])]
+        except StreamNotFoundError:
+            return ids  # deleted meanwhile
 
     def _ask(self, stream: StreamId, ids: list[int]) -> int:
         return self._client.keep(stream.source, ids, beamtime=stream.beamtime, stream=stream.stream)

@@ -1,0 +1,42 @@
+"""`run_chain`: all stages of a chain at work."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from firstlight.pipeline._chain import Chain, ChainRun
+from firstlight.pipeline._chain_inline import run_chain_inline
+from firstlight.pipeline._live import Live
+from firstlight.pipeline._processes import Processes
+from firstlight.pipeline._run import Run
+from firstlight.pipeline._sources import Source
+
+__all__ = ["run_chain"]
+
+
+def run_chain(chain: Chain, source: Source) -> ChainRun:
+    """Run all stages of a chain.
+
+    Parameters
+    ----------
+    source
+        `Live`: streams of one name, each stage in processes of its own, its results in a stream of that name. Anything
+        else, for example a `Recording`: without a service, in the thread that waits for the result, one event at a time;
+        results of a stage stay in memory for the next.
+
+    Raises
+    ------
+    ConfigurationError
+        If a stage cannot run.
+    """
+    if not isinstance(source, Live):
+        return run_chain_inline(chain, source)
+    runs: dict[str, Run] = {}
+    try:
+        for stage in chain.stages:
+            live = dataclasses.replace(source, datasets=stage.datasets)
+            runs[stage.name] = Processes(stage.workers).start(stage.pipeline, live, on_view=None, view_every_s=1.0)
+    except BaseException:
+        ChainRun(chain, runs).stop()
+        raise
+    return ChainRun(chain, runs)
