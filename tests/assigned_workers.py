@@ -6,6 +6,7 @@ from __future__ import annotations
 import collections
 import itertools
 import os
+import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any
 
 from firstlight.model import Event, Scalar, View
 
-__all__ = ["Everything", "Hangs", "by_model", "load_model", "no_model", "who"]
+__all__ = ["DiesAtShares", "Everything", "Hangs", "InOrder", "by_model", "load_model", "no_model", "who"]
 
 
 @dataclass
@@ -73,3 +74,29 @@ def no_model() -> None:
 def by_model(event: Event, model: dict[str, int]) -> tuple[int, int, int]:
     """The process, and what it loaded."""
     return os.getpid(), model["pid"], model["loaded_ns"]
+
+
+@dataclass(frozen=True)
+class DiesAtShares:
+    """Kills its process the first time that it sees these shares of events; returns what it had."""
+
+    at: tuple[tuple[int, int], ...]
+    folder: str
+
+    def __call__(self, event: Event) -> list[int]:
+        time.sleep(0.005)
+        if (event.index, event.share) in self.at:
+            try:
+                (Path(self.folder) / f"died.{event.index}.{event.share}").touch(exist_ok=False)
+            except FileExistsError:
+                pass
+            else:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return [event.share]
+
+
+@dataclass
+class InOrder(Everything):
+    """Wants results in order."""
+
+    ordered = True

@@ -19,13 +19,14 @@ from typing import Any
 
 import pytest
 
-from assigned_workers import Everything, Hangs, by_model, load_model, no_model, who
+from assigned_workers import DiesAtShares, Everything, Hangs, InOrder, by_model, load_model, no_model, who
 from firstlight.cli import main
 from firstlight.client import Client
 from firstlight.errors import ConfigurationError, WorkerError
 from firstlight.pipeline import (
     Assign,
     ByTriggerMap,
+    Combine,
     Inline,
     Items,
     Live,
@@ -136,6 +137,47 @@ def test_a_tag_that_comes_up_later_and_no_worker_has_is_an_error_and_does_not_ha
     skipping = run(pipeline(**late, on_error="skip"), items(5), on=Processes(1))
     assert [index for index, _ in finished(skipping)] == [1, 2, 4, 5]
     assert list(skipping.stats.parked) == [(3, 3)] and skipping.stats.last_errors[0].error.type == "NoWorker"
+
+
+# -- exactly once -----------------------------------------------------------------------------------------------------
+
+_DIES = ((3, 0), (3, 1), (7, 1), (15, 0))
+_ALL = [(index, [share]) for index in range(1, 21) for share in (0, 1)]
+
+
+def dying(folder: Path, **more: Any) -> Pipeline:
+    two = [Assign(key=lambda event: event.index // 5), Assign(inputs=["panda"])]
+    return pipeline(DiesAtShares(_DIES, str(folder)), **{"assign": two} | more)
+
+
+@pytest.mark.parametrize("kind", ["memory", "service"])
+@pytest.mark.parametrize("combine", [None, Combine(events=4)])
+def test_each_share_counts_once_whoever_dies(service: Any, tmp_path: Path, kind: str, combine: Any) -> None:
+    source = items(20) if kind == "memory" else send(service.url, 20, "eiger", "panda")
+    running = run(dying(tmp_path, combine=combine), source, on=Processes(2, prefetch=2))
+    assert finished(running) == _ALL
+    stats = running.stats
+    assert (stats.events, stats.results, stats.workers_died, len(stats.parked)) == (20, 40, 4, 0)
+
+
+def test_reducers_that_want_order_get_the_shares_of_an_event_one_after_the_other(tmp_path: Path) -> None:
+    running = run(dying(tmp_path, reducer=InOrder), items(20), on=Processes(2, prefetch=2))
+    assert running.result(_WITHIN_S).found == _ALL
+
+
+def test_a_run_with_shares_is_continued_where_it_was(service: Any, tmp_path: Path) -> None:
+    live = dataclasses.replace(send(service.url, 20, "eiger", "panda"), group="night")
+    two = dying(tmp_path)
+    first = run(two, live, on=Processes(2, prefetch=1))
+    deadline = time.monotonic() + _WITHIN_S
+    while first.stats.results < 9 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    first.stop()
+    n_before = len(finished(first))
+    assert 9 <= n_before < 40
+    second = run(two, live, on=Processes(2, prefetch=1))
+    assert finished(second) == _ALL
+    assert second.stats.events == 20 and second.stats.duplicates == 0
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------
