@@ -76,6 +76,8 @@ class Dispatch:
         #: Numbers as heaps: for whoever has the tags, and for one worker because of their key. Some may wait no more.
         self._open: dict[frozenset[str], list[int]] = {}
         self._bound: list[list[int]] = [[] for _ in workers]
+        #: Of each worker all of these in which it looks.
+        self._heaps: list[list[list[int]]] = [[heap] for heap in self._bound]
         self._places = _Places(self._tags, max_keys)
         #: Of a key that has no place the numbers that wait; the first of them is open to all.
         self._unplaced: dict[_Key, list[int]] = {}
@@ -113,7 +115,8 @@ class Dispatch:
         for number in again:
             self._waiting[number] = had[number]
             self._took.get(had[number].event.index, set()).discard(worker)
-        bound, self._bound[worker] = self._bound[worker], []
+        bound = self._bound[worker].copy()
+        self._bound[worker].clear()
         for number in sorted([*again, *bound]):
             if number in self._waiting:
                 self._queue(number, self._waiting[number].share)
@@ -228,26 +231,33 @@ class Dispatch:
                 heappush(self._bound[worker], number)
                 return
             self._unplaced[key] = [number]
-        heappush(self._open.setdefault(share.tags, []), number)
+        heap = self._open.get(share.tags)
+        if heap is None:
+            heap = self._open[share.tags] = []
+            for worker in self.takers(share):
+                self._heaps[worker].append(heap)
+        heappush(heap, number)
 
     def _next_for(self, worker: int) -> int | None:
         """Take the lowest number that this worker may have out of where it waits; None if there is none."""
         best: int | None = None
         source: list[int] = []
-        for heap in (self._bound[worker], *(heap for tags, heap in self._open.items() if tags <= self._tags[worker])):
-            number = self._first_in(heap, worker, bound=heap is self._bound[worker])
+        bound = self._bound[worker]
+        for heap in self._heaps[worker]:
+            number = self._first_in(heap, worker, bound=heap is bound)
             if number is not None and (best is None or number < best):
                 best, source = number, heap
         if best is None or self._is_too_large(worker, self._waiting[best]):
             return None
         _remove(source, best)
         share = self._waiting[best].share
-        if share.key is not None and source is not self._bound[worker]:
+        if share.key is not None and source is not bound:
             self._place((share.tags, share.key), worker)
         return best
 
     def _first_in(self, heap: list[int], worker: int, *, bound: bool) -> int | None:
-        while heap and heap[0] not in self._waiting:
+        waiting = self._waiting
+        while heap and heap[0] not in waiting:
             heappop(heap)
         if not heap or bound or self._width == 1 or self._may_take(worker, heap[0]):
             return heap[0] if heap else None
