@@ -67,7 +67,7 @@ def send(url: str, data: ContractData, *, finish: bool = True) -> Live:
             stack.enter_context(producer)
         for name, index in data.in_order():
             image, meta = data.frames[name][index]
-            out[name].send(image, id=index, meta=meta)
+            out[name].send(image, id=index, meta=meta, timestamp_ns=data.taken_ns(name, index))
         for name, producer in out.items():
             if name in data.aborted:
                 producer.abort(data.aborted[name])

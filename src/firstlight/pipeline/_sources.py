@@ -250,7 +250,8 @@ class Items:
     ----------
     items
         For each input its messages: a sequence whose ids are 1, 2, 3, ... (None leaves a gap), or a mapping by id. A
-        message is an array, bytes, or a pair of one of them with its metadata.
+        message is an array, bytes, a pair of one of them with its metadata, or a triple with the time when it was taken,
+        in ns UTC, as well.
     arrival
         ``(input, id)`` in the order in which they arrive; by default the inputs take turns.
     aborted
@@ -343,8 +344,8 @@ class OpenItems:
             item = self._items[name][number]
         except KeyError:
             raise MessageNotFoundError(f"there is no message {number} among the items of {name!r}", id=number) from None
-        data, meta = item if isinstance(item, tuple) else (item, {})
-        return message_of(StreamId("memory", name, "items"), number, data, meta)
+        data, meta, *taken_ns = item if isinstance(item, tuple) else (item, {})
+        return message_of(StreamId("memory", name, "items"), number, data, meta, *taken_ns)
 
     def resolve(self, reference: Reference) -> Found:
         """A message of any input, also of those that were not opened."""
@@ -360,8 +361,10 @@ class OpenItems:
         self.close()
 
 
-def message_of(stream: StreamId, number: int, data: Any, meta: Mapping[str, Any]) -> Message:
-    """A message that no service has seen, in the form in which services hand them out.
+def message_of(
+    stream: StreamId, number: int, data: Any, meta: Mapping[str, Any], taken_ns: int | None = None
+) -> Message:
+    """A message that no service has seen, in the form in which services hand them out; taken now, unless it is said when.
 
     Raises
     ------
@@ -381,6 +384,13 @@ def message_of(stream: StreamId, number: int, data: Any, meta: Mapping[str, Any]
     except TypeError as error:
         raise DataError(f"metadata of item {number} of {stream.source!r} cannot be written as JSON: {error}") from error
     now = time.time_ns()
-    head = batch_head([(number, now, 0, 1, 0)], [json], [len(blob)], producer=0, sequence=0, sent_ns=now)
+    head = batch_head(
+        [(number, now if taken_ns is None else taken_ns, 0, 1, 0)],
+        [json],
+        [len(blob)],
+        producer=0,
+        sequence=0,
+        sent_ns=now,
+    )
     batch = Batch.parse(b"".join(batch_parts(head, [blob])))
     return Message(stream, batch, batch.row(0), received_ns=now)

@@ -30,6 +30,11 @@ from numpy.typing import NDArray
 
 from firstlight.errors import ConfigurationError, PipelineError, StreamAbortedError, WorkerError
 from firstlight.pipeline import (
+    Align,
+    ByIndex,
+    ByKey,
+    ByTimestamp,
+    ByTriggerMap,
     Combine,
     Event,
     Executor,
@@ -67,11 +72,18 @@ class ContractData:
         ``(input, id)`` in the order of arrival; None: by id.
     aborted
         Inputs that are given up at their end, and why.
+    late_ns
+        How much later than others the messages of an input are taken; the messages of one id 1 ms after those before.
     """
 
     frames: Mapping[str, Mapping[int, tuple[NDArray[Any], Mapping[str, Any]]]]
     arrival: Sequence[tuple[str, int]] | None = None
     aborted: Mapping[str, str] = field(default_factory=dict)
+    late_ns: Mapping[str, int] = field(default_factory=dict)
+
+    def taken_ns(self, name: str, index: int) -> int:
+        """When a message was taken, ns UTC."""
+        return 1_700_000_000_000_000_000 + 1_000_000 * index + self.late_ns.get(name, 0)
 
     @classmethod
     def of(cls, ids: Iterable[int], *names: str, **more: Any) -> ContractData:
@@ -88,7 +100,11 @@ class ContractData:
 
     def items(self) -> Items:
         """The same in memory."""
-        return Items(self.frames, arrival=self.arrival, aborted=self.aborted)
+        timed = {
+            name: {index: (*item, self.taken_ns(name, index)) for index, item in found.items()}
+            for name, found in self.frames.items()
+        }
+        return Items(timed, arrival=self.arrival, aborted=self.aborted)
 
 
 @dataclass(frozen=True)
@@ -174,6 +190,11 @@ def both(event: Event) -> list[int]:
     """What a worker on two inputs sees."""
     assert np.array_equal(event["eiger"].array, event["pilatus"].array)
     return [event["eiger"].id, event["pilatus"].id]
+
+
+def both_ids(event: Event) -> list[int]:
+    """The messages that an event is made of; 0 for what has no part in it."""
+    return [event[name].id if name in event else 0 for name in ("eiger", "pilatus")]
 
 
 def first_mean(event: Event) -> float:
@@ -417,6 +438,20 @@ def _expected(ids: Iterable[int]) -> NDArray[np.float64]:
     return total
 
 
+#: How events are formed; what messages of the second input say; events and their ids.
+_KINDS: dict[str, tuple[Align, Callable[[int], int], dict[int, tuple[int, int]]]] = {
+    "index": (ByIndex(), lambda i: i, {i: (i, i) for i in range(1, 31)}),
+    "key": (ByKey("n"), lambda i: 31 - i, {i: (i, 31 - i) for i in range(1, 31)}),
+    # Taken 2.2 ms later, so it is nearest to what comes two behind.
+    "time": (ByTimestamp(0.0004, reference="eiger"), lambda i: i, {i: (i, i - 2) for i in range(3, 31)}),
+    "map": (
+        ByTriggerMap({"eiger": [True] * 30 + [None] * 15, "pilatus": [True, None] * 15 + [True] * 15}),
+        lambda i: i,
+        {i: (i, (i + 1) // 2 if i % 2 else 0) for i in range(1, 31)} | {i: (0, i - 15) for i in range(31, 46)},
+    ),
+}
+
+
 class PipelineContract:
     """Inherit, and say how to make a source of given data and the executor."""
 
@@ -504,6 +539,27 @@ class PipelineContract:
         arrival = [("pilatus", index) for index in range(1, 121)] + [("eiger", index) for index in range(1, 121)]
         data = ContractData.of(range(1, 121), "eiger", "pilatus", arrival=arrival)
         assert sorted(self.run(self.two(), data).result().found) == list(range(1, 121))
+
+    @pytest.mark.parametrize("kind", list(_KINDS))
+    @pytest.mark.parametrize("seed", [1, 2])
+    def test_however_events_are_formed_the_order_of_arrival_does_not_matter(self, kind: str, seed: int) -> None:
+        align, number, expected = _KINDS[kind]
+        frames = {
+            "eiger": {i: (frame(i), {"n": i}) for i in range(1, 31)},
+            "pilatus": {i: (frame(i), {"n": number(i)}) for i in range(1, 31)},
+        }
+        every = [(name, index) for name, found in frames.items() for index in found]
+        arrival = [every[place] for place in np.random.default_rng(seed).permutation(len(every))]
+        data = ContractData(frames, arrival=arrival, late_ns={"pilatus": 2_200_000})
+        pipeline = Pipeline(
+            "formed", inputs=["eiger", "pilatus"], worker=both_ids, reducer={"all": Collect, "order": InSequence},
+            align=align,
+        )  # fmt: skip
+        running = self.run(pipeline, data)
+        found = running.result()["all"].found
+        assert found == {index: list(ids) for index, ids in expected.items()}
+        assert running.result()["order"].indices == sorted(expected)
+        assert running.stats.results == running.stats.events == len(expected)
 
     def test_events_that_stay_incomplete_are_counted_and_listed(self) -> None:
         frames: dict[int, Any] = {index: (frame(index), {}) for index in range(1, 11)}
@@ -765,7 +821,9 @@ class ProcessesContract(PipelineContract):
     def test_a_reducer_that_cannot_merge_is_named(self) -> None:
         combine = Combine(events=2)
         pipeline = Pipeline("bad", inputs=["eiger"], worker=RowMeans(), reducer=BadMerge, combine=combine)
-        with pytest.raises(WorkerError, match=r"reducer of pipeline 'bad' raised when it merged the results of \d events"):
+        with pytest.raises(
+            WorkerError, match=r"reducer of pipeline 'bad' raised when it merged the results of \d events"
+        ):
             self.run(pipeline, ContractData.of(range(1, 21))).result()
         pipeline = replace(pipeline, on_error="skip")
         running = self.run(pipeline, ContractData.of(range(1, 21)))

@@ -16,12 +16,12 @@ __all__ = ["array_batch", "record_data"]
 
 
 def array_batch(
-    number: int, image: Any, meta: dict[str, Any], *, stored_ns: int, part: int = 0, parts: int = 1
+    number: int, image: Any, meta: dict[str, Any], *, stored_ns: int, part: int = 0, parts: int = 1, taken_ns: int = 7
 ) -> Batch:
     """A batch of one array, as a service has stored it."""
     array = np.ascontiguousarray(image)
     json = msgspec.json.encode(meta | {DATA_FORMAT: ArraySpec.of(array).to_json()})
-    head = batch_head([(number, 7, part, parts, 0)], [json], [array.nbytes], producer=0, sequence=0, sent_ns=1)
+    head = batch_head([(number, taken_ns, part, parts, 0)], [json], [array.nbytes], producer=0, sequence=0, sent_ns=1)
     batch = Batch.parse(bytearray(b"".join(batch_parts(head, [array.tobytes()]))))
     batch.stamp(stream_no=1, stored_ns=stored_ns, first_arrival=1)
     return batch
@@ -33,7 +33,8 @@ def record_data(path: Path, data: ContractData, *, stream: str = "scan", every_n
         numbers = {name: out.begin(StreamId("bt", name, stream), created_ns=1) for name in data.frames}
         for place, (name, index) in enumerate(data.in_order(), start=1):
             image, meta = data.frames[name][index]
-            batch = array_batch(index, image, dict(meta), stored_ns=place * every_ns)
+            taken_ns = data.taken_ns(name, index)
+            batch = array_batch(index, image, dict(meta), stored_ns=place * every_ns, taken_ns=taken_ns)
             out.append(numbers[name], batch)
         for name, number in numbers.items():
             reason = data.aborted.get(name)
