@@ -34,6 +34,7 @@ from firstlight.pipeline import (
 )
 from firstlight.pipeline._pool import Pool
 from firstlight.pipeline._talk import HandOut, Left, Reported, ShareJob, Started
+from firstlight.testing import RunningService
 from firstlight.testing._pipeline_contract import Collect, ContractData, frame
 
 _WITHIN_S = 60.0
@@ -209,18 +210,69 @@ def test_an_input_that_is_missing_does_not_keep_the_next_scan_waiting(service: A
     pipe = Pipeline(
         "two", inputs=["eiger", "motor"], worker=which, reducer=Collect, align=ByIndex(incomplete=Partial(after_s=600))
     )
-    with follow(pipe, Live(service.url, stream="scan_*", after_end_s=0.3), on=Processes(1)) as scans:
+    with follow(pipe, Live(service.url, stream="scan_*", after_end_s=1.5), on=Processes(1)) as scans:
         send(producer, "scan_1")
         send(producer, "scan_2")
         with producer.produce("motor", stream="scan_2") as out:
             for index in range(1, _N + 1):
                 out.send(b"", id=index)
         first = next(iter(scans))
-        with pytest.raises(StreamAbortedError, match=r"'motor' .* silent for 0.3 s after eiger had ended"):
+        with pytest.raises(StreamAbortedError, match=r"'motor' .* silent for 1.5 s after eiger had ended"):
             first.result(_WITHIN_S)
         assert set(first.reducer.found.values()) == {("eiger",)} and len(first.stats.partial) == _N
         second = next(iter(scans))
         assert set(second.result(_WITHIN_S).found.values()) == {("eiger", "motor")}
+
+
+@pytest.mark.parametrize("on", [Inline(), Processes(1)], ids=["inline", "processes"])
+def test_a_producer_that_died_does_not_keep_the_next_scan_waiting(service: Any, producer: Client, on: Executor) -> None:
+    with follow(pipeline(), Live(service.url, stream="*", after_end_s=1.0), on=on) as scans:
+        with producer.produce("eiger", stream="scan_1", finish=False) as out:
+            for index in (1, 2):
+                out.send(frame(index), id=index)
+        first = next(iter(scans))
+        assert not first.join(2.5)  # nobody else waits, so it does
+        send(producer, "scan_2")
+        with pytest.raises(
+            StreamAbortedError, match=r"waits no longer: nothing came for 1 s, and another scan has begun"
+        ):
+            first.result(_WITHIN_S)
+        assert sorted(first.reducer.found) == [1, 2] and first.state == "aborted"
+        assert sorted(next(iter(scans)).result(_WITHIN_S).found) == list(range(1, _N + 1))
+
+
+def test_a_following_is_continued(service: Any, producer: Client) -> None:
+    source = Live(service.url, stream="*", group="night")
+    for number in (1, 2, 3):
+        send(producer, f"scan_{number}")
+    with follow(pipeline(), source, first="all", on=Processes(1, prefetch=1)) as scans:
+        next(iter(scans)).result(_WITHIN_S)
+        second = next(iter(scans))
+        until(lambda: second.stats.results >= 3)
+    with follow(pipeline(), source, first="all", on=Processes(1)) as scans:
+        for scan in scans:
+            assert sorted(scan.result(_WITHIN_S).found) == list(range(1, _N + 1))
+            if scans.n_scans == 2:
+                scans.stop()
+    for number in (1, 2, 3):
+        assert producer.info("where.results", stream=f"scan_{number}.night").n_messages == _N  # none was done twice
+
+
+def test_the_service_may_be_started_again_between_scans(tmp_path: Path) -> None:
+    with (
+        RunningService(tmp_path / "data") as service,
+        follow(pipeline(), Live(service.url, stream="*"), on=Processes(1)) as scans,
+    ):
+        with Client(service.url) as client:
+            send(client, "scan_1")
+        next(iter(scans)).result(_WITHIN_S)
+        service.kill()
+        service.restart()
+        with Client(service.url) as client:
+            send(client, "scan_2")
+        second = next(iter(scans))
+        assert sorted(second.result(_WITHIN_S).found) == list(range(1, _N + 1))
+        assert second.source.stream == "scan_2"
 
 
 def which(event: Event) -> tuple[str, ...]:

@@ -55,6 +55,10 @@ class Crew(Protocol):
         """Every event is done."""
 
     @property
+    def silent_s(self) -> float:
+        """For how long nothing has come, and nothing was to be done."""
+
+    @property
     def aborted(self) -> Ended | None:
         """The input that its producer gave up, if one was."""
 
@@ -109,6 +113,10 @@ class GroupCrew:
     def over(self) -> bool:
         # A member is told of the end only when nobody has anything that could come back to it.
         return len(self._at_end) == self._n_workers
+
+    @property
+    def silent_s(self) -> float:
+        return time.monotonic() - self._heard_s
 
     def started(self, worker: int) -> None:
         self._at_end.discard(worker)
@@ -222,6 +230,7 @@ class ShareCrew:
         self._stopping = stopping
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
+        self._heard_s: float | None = None
         self._open = set(self._inputs)
         self._wanted: Wanted | None = None
         self.aborted: Ended | None = None
@@ -235,6 +244,7 @@ class ShareCrew:
         try:
             opening = patiently(self._source, lambda: self._source.open(self._inputs), self._stopping)
             with opening as opened:
+                self._heard_s = time.monotonic()
                 self._wanted = Wanted(opened, self._aligner)
                 for lot in in_lots(opened):
                     if self._ending:
@@ -269,6 +279,11 @@ class ShareCrew:
     @property
     def over(self) -> bool:
         return not self._open and self._tidings.empty() and self._dispatch.idle
+
+    @property
+    def silent_s(self) -> float:
+        heard_s = self._heard_s
+        return time.monotonic() - heard_s if heard_s is not None else 0.0
 
     def started(self, worker: int) -> None:
         self._dispatch.add_worker(worker)
@@ -310,6 +325,8 @@ class ShareCrew:
             self._wanted.done(event)
 
     def poll(self, pool: Pool) -> None:
+        if self._heard_s is not None and not (self._tidings.empty() and self._dispatch.idle):
+            self._heard_s = time.monotonic()
         while self._dispatch.n_waiting < _MAX_WAITING:
             try:
                 lot = self._tidings.get_nowait()

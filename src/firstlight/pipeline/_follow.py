@@ -47,8 +47,9 @@ def follow(
     source
         The service, with a pattern as the stream, as a shell matches names of files: ``scan_*``. Streams of the first
         input count; the others use the one of the same name. An input that is not at its end, or not there at all,
-        ``after_end_s`` (30 s if not given) after another one has ended is given up: the run is ``aborted``. With a
-        ``group`` each scan is a run of this name, which another program can continue.
+        ``after_end_s`` (30 s if not given) after another one has ended is given up: the run is ``aborted``. So is a scan
+        that is silent for so long when another one has begun: its producer has died. With a ``group`` each scan is a
+        run of this name, which another program can continue.
     first
         ``next``: scans that begin from now on. ``open``: also those that are not finished. ``all``: also those that are.
     on
@@ -107,7 +108,9 @@ class Following:
         self._upcoming = Upcoming(source.stream, first)
         self._newest = ""
         self._stopping = threading.Event()
+        self._over = threading.Event()
         self._setting = threading.Lock()
+        self._looking = threading.Lock()
         self._stack = ExitStack()
         #: What the next scan begins with.
         self.pipeline = pipeline
@@ -192,6 +195,10 @@ class Following:
 
     def _run(self, client: Client) -> Iterator[Run]:
         with self._stack:
+            watcher = threading.Thread(target=self._watch, args=(client,), name="look for scans", daemon=True)
+            self._stack.callback(watcher.join)
+            self._stack.callback(self._over.set)
+            watcher.start()
             on = self._stack.enter_context(self._on.lasting()) if isinstance(self._on, Lasting) else self._on
             while (stream := self._next(client)) is not None:
                 yield self._begin(stream, on)
@@ -207,12 +214,31 @@ class Following:
         return None
 
     def _look(self, client: Client) -> None:
+        with self._looking:
+            self._ask(client)
+
+    def _ask(self, client: Client) -> None:
         name, beamtime = self.pipeline.inputs[0], self._source.beamtime
         found = client.streams(name, beamtime=beamtime, from_stream=self._newest)
         if not found and self._newest:
             found = client.streams(name, beamtime=beamtime)  # the newest one was deleted
         self._upcoming.look(found)
         self._newest = found[-1].stream if found else ""
+
+    def _watch(self, client: Client) -> None:
+        """While a scan is on: give it up when its producer seems to be dead, and the next one waits."""
+        limit_s = self._source.after_end_s or 0.0
+        while not self._over.wait(_LOOK_EVERY_S):
+            scan = self.current
+            if scan is None or scan.over or scan.silent_s <= limit_s:
+                continue
+            try:
+                self._look(client)
+            except FirstlightError as error:
+                logger.warning("cannot look for scans: %s", error)  # who waits for the next scan is told
+                return
+            if self._upcoming.any_waiting:
+                scan.give_up(f"nothing came for {limit_s:g} s, and another scan has begun")
 
     def _begin(self, stream: str, on: Executor) -> Run:
         with self._setting:

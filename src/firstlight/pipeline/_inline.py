@@ -176,6 +176,7 @@ class InlineRun(Run):
         clock = Listening() if self._source.live else None
         showing = Showing(step)
         wanted = Wanted(opened, aligner)
+        heard_s = 0.0
         for told in opened.tidings():
             if self._stopping.is_set():
                 return
@@ -183,7 +184,10 @@ class InlineRun(Run):
                 wanted.arrived(told.name, told.id)
             actions = self._noted(told, aligner, opened, at_hand)
             if clock is not None:
-                actions += aligner.tick(clock.now_s())
+                now_s = clock.now_s()
+                heard_s = heard_s if told is None else now_s
+                self.silent_s = now_s - heard_s
+                actions += aligner.tick(now_s)
             for action in actions:
                 self._act(action, sharing, at_hand, step)
                 if isinstance(action, Ready):

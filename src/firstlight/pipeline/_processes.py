@@ -367,6 +367,7 @@ class ProcessesRun(Run):
                 self._said(happened, pool, crew)
             self._watch(pool)
             crew.poll(pool)
+            self.silent_s = crew.silent_s
             self._show()
         if crew.aborted is not None:
             self._aborted = crew.aborted
@@ -531,7 +532,7 @@ class ProcessesRun(Run):
         if self._results is not None:
             self._results.checkpoint()
         if self._stopping.is_set():
-            self._end_results("the run was stopped")
+            self._end_results(self._given_up or "the run was stopped")
             return
         crew.conclude()
         if self._results is not None:

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypeAlias, runtime_checkable
 
-from firstlight.errors import FirstlightError, PipelineError, StreamTimeoutError, WorkerError
+from firstlight.errors import FirstlightError, PipelineError, StreamAbortedError, StreamTimeoutError, WorkerError
 from firstlight.model import View
 from firstlight.pipeline._align_values import Ready
 from firstlight.pipeline._parameters import ParameterSet
@@ -70,6 +70,9 @@ class Run(abc.ABC):
         self._setting = threading.Lock()
         self._history = [pipeline.parameter_set()]
         self.error: FirstlightError | None = None
+        #: Seconds for which the inputs had nothing, and nothing was to be done; only while the run listens, and only live.
+        self.silent_s = 0.0
+        self._given_up: str | None = None
         self._state: State = "running"
         self._reduction = Reduction(pipeline, live=source.live)
         self._reduction.retune(self.parameters.values)
@@ -206,6 +209,11 @@ class Run(abc.ABC):
     def join(self, timeout: float | None = None) -> bool:
         """Wait for the end, however that is; False if it did not come in time. Ctrl-C stops the run."""
 
+    def give_up(self, reason: str) -> None:
+        """As `stop`, because nothing more is expected to come: the run ends as ``aborted``, for this reason."""
+        self._given_up = reason
+        self.stop()
+
     def stop(self) -> None:
         """Ask the run to end: events under way are finished, nothing new is begun. Returns at once."""
         self._stopping.set()
@@ -281,6 +289,12 @@ class Run(abc.ABC):
         """The run is over, for this reason."""
         if self._over.is_set():
             return
+        if state == "stopped" and self._given_up is not None:
+            state, error = "aborted", StreamAbortedError(
+                f"pipeline {self.pipeline.name!r} waits no longer: {self._given_up}; what came before was worked on, see "
+                ".reducer",
+                reason=self._given_up,
+            )  # fmt: skip
         if state != "failed":
             try:
                 self._reduction.conclude(finish=state != "stopped" or not self._can_be_continued)

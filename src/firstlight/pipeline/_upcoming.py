@@ -63,6 +63,11 @@ class Upcoming:
     def _wanted(self, known: _Known) -> bool:
         return self._looked or self._first == "all" or (self._first == "open" and not known.finished)
 
+    @property
+    def any_waiting(self) -> bool:
+        """There is a stream to go to."""
+        return bool(self._waiting)
+
     def hint(self, stream: str) -> None:
         """The producer says that this stream follows on the one that was worked on: it is next, whatever its name."""
         if stream in self._waiting:
