@@ -26,6 +26,7 @@ from firstlight.pipeline import (
     Pipeline,
     Processes,
     Run,
+    Segments,
     run,
 )
 from firstlight.pipeline import resolve as resolve_event
@@ -145,6 +146,9 @@ def test_hits_go_on_without_a_copy_and_only_they_are_kept(service: ThreadService
     second = run(totals(), live(service), on=Processes(2, prefetch=2))
     assert second.result(_WITHIN_S).found == expected(HITS)
     assert (second.stats.results, second.stats.empty, len(second.stats.lost)) == (len(HITS), N_FRAMES - len(HITS), 0)
+    # Years later, without one.
+    offline = run(totals(), Segments(service.data, stream="scan_0042"), on=Processes(2))
+    assert offline.result(_WITHIN_S).found == expected(HITS)
 
 
 @pytest.mark.parametrize("on", [Inline(), Processes(2, prefetch=2)], ids=["inline", "processes"])
@@ -186,6 +190,28 @@ def test_an_output_that_was_stopped_is_continued(service: ThreadService, beam: C
     out.close()
     assert second.result(_WITHIN_S).found.keys() == {7, 17}
     assert beam.info("hits", stream="scan_0042").n_messages == 20
+
+
+def first_part(event: Event) -> Forward | None:
+    return Forward() if int(event["jungfrau"][1].array[0, 0]) >= 1000 else None
+
+
+def parts(event: Event) -> list[int]:
+    """A second stage that takes all parts of what was forwarded."""
+    return [int(part.array[1, 1]) for part in event["jungfrau"]]
+
+
+def test_datasets_are_forwarded_with_all_their_parts(service: ThreadService, beam: Client) -> None:
+    with beam.produce("jungfrau", stream="scan_0042", policy=Policy(keep=Keep.ASKED)) as out:
+        for index in range(1, 11):
+            for part in (1, 2):
+                out.send(frame(index), id=index, part=part, parts=2)
+    first = Pipeline("find", inputs=["jungfrau"], worker=first_part, reducer=Collect, output="hits")
+    second = Pipeline("parts", inputs=["hits"], worker=parts, reducer=Collect)
+    run(first, live(service, datasets=True), on=Processes(2)).result(_WITHIN_S)
+    until(lambda: beam.info("jungfrau", stream="scan_0042").on_disk == 2)
+    service.restart()
+    assert run(second, live(service), on=Processes(2)).result(_WITHIN_S).found == {7: [7, 7]}
 
 
 def number(event: Event) -> int:

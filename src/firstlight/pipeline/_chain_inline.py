@@ -78,14 +78,16 @@ class _StageSource:
     def open(self, inputs: Sequence[str]) -> _OpenStageSource:
         """Open all sources, also those that are only referred to."""
         outputs = {name: self._outputs[name] for name in inputs if name in self._outputs}
-        return _OpenStageSource(self._outside.open(self._sources), inputs, outputs, self._outputs)
+        return _OpenStageSource(self._outside.open(self._sources), self._sources, inputs, outputs, self._outputs)
 
 
 class _OpenStageSource:
     def __init__(
-        self, opened: OpenSource, inputs: Sequence[str], wanted: Mapping[str, _Output], outputs: Mapping[str, _Output]
-    ) -> None:
+        self, opened: OpenSource, sources: Sequence[str], inputs: Sequence[str], wanted: Mapping[str, _Output],
+        outputs: Mapping[str, _Output],
+    ) -> None:  # fmt: skip
         self._opened = opened
+        self._sources = sources
         self._inputs = inputs
         self._wanted = wanted
         self._outputs = outputs
@@ -126,6 +128,8 @@ class _OpenStageSource:
             return self._outputs[reference.source].fetch(reference.id)
         if isinstance(self._opened, Resolves):
             return self._opened.resolve(reference)
+        if reference.source not in self._sources:
+            raise MessageNotFoundError(f"{reference.source!r} is no source of this chain", id=reference.id)
         return self._opened.fetch({reference.source: reference.id})[reference.source]
 
     def close(self) -> None:

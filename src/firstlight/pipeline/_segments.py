@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from firstlight.errors import ConfigurationError, MessageNotFoundError, StreamNotFoundError
 from firstlight.model import Dataset, Message, StreamId
+from firstlight.pipeline._forward import Reference
 from firstlight.pipeline._sources import Arrival, Ended, Found, Tidings
 from firstlight.storage import SegmentFile
 
@@ -69,16 +70,7 @@ class Segments:
         return OpenSegments(files, tables)
 
     def _table(self, name: str, files: list[SegmentFile]) -> _Table:
-        found: dict[StreamId, _Table] = {}
-        for number, file in enumerate(files):
-            if file.description.get("source") != name:
-                continue
-            for entry in file:
-                if self.stream in (None, entry.stream.stream) and self.beamtime in (None, entry.stream.beamtime):
-                    table = found.setdefault(entry.stream, _Table(entry.stream))
-                    table.add(
-                        number, entry.offset, entry.batch.header.stored_ns, [row.id for row in entry.batch.rows()]
-                    )
+        found = _tables(files, name, stream=self.stream, beamtime=self.beamtime)
         if len(found) == 1:
             return next(iter(found.values()))
         if found:
@@ -91,6 +83,21 @@ class Segments:
         raise StreamNotFoundError(
             f"there is no {what} in {self.path}; it holds {sources}", stream=self.stream, similar=[]
         )
+
+
+def _tables(
+    files: Sequence[SegmentFile], source: str, *, stream: str | None, beamtime: str | None
+) -> dict[StreamId, _Table]:
+    """The streams of a source."""
+    found: dict[StreamId, _Table] = {}
+    for number, file in enumerate(files):
+        if file.description.get("source") != source:
+            continue
+        for entry in file:
+            if stream in (None, entry.stream.stream) and beamtime in (None, entry.stream.beamtime):
+                table = found.setdefault(entry.stream, _Table(entry.stream))
+                table.add(number, entry.offset, entry.batch.header.stored_ns, [row.id for row in entry.batch.rows()])
+    return found
 
 
 class _Place(NamedTuple):
@@ -120,6 +127,7 @@ class OpenSegments:
     def __init__(self, files: list[SegmentFile], tables: dict[str, _Table]) -> None:
         self._files = files
         self._tables = tables
+        self._others: dict[StreamId, _Table] = {}
 
     def tidings(self) -> Iterator[Tidings]:
         """What arrived, in the order in which the service stored it."""
@@ -135,6 +143,14 @@ class OpenSegments:
     def fetch(self, ids: Mapping[str, int]) -> dict[str, Found]:
         """The messages of an event."""
         return {name: self._found(self._tables[name], number) for name, number in ids.items()}
+
+    def resolve(self, reference: Reference) -> Found:
+        """A message of any stream in the files."""
+        stream = reference.stream_id
+        if stream not in self._others:
+            found = _tables(self._files, stream.source, stream=stream.stream, beamtime=stream.beamtime)
+            self._others[stream] = found.get(stream, _Table(stream))
+        return self._found(self._others[stream], reference.id)
 
     def _found(self, table: _Table, number: int) -> Found:
         places = table.places.get(number)

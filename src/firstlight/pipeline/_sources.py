@@ -206,11 +206,11 @@ class AtHand:
     def resolve(self, reference: Reference) -> Found:
         """A message that an earlier pipeline refers to; raises as `OpenSource.fetch` does.
 
-        A source that knows nothing of other streams than its inputs looks for it there.
+        A source that knows nothing of other streams than its inputs cannot have it.
         """
         if isinstance(self._opened, Resolves):
             return self._opened.resolve(reference)
-        return self._opened.fetch({reference.source: reference.id})[reference.source]
+        raise MessageNotFoundError(f"this source has no {reference.stream_id}, but refers to it", id=reference.id)
 
     def _rows_of(self, event: Ready, found: dict[str, Found]) -> dict[str, Found | MessageRow]:
         for name in event.rows:
