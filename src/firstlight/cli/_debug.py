@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 import time
 import traceback
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from firstlight.model import Event
     from firstlight.pipeline import Attachment, DebugWorker, Live, Pipeline, Ready, Source
 
-__all__ = ["debug", "replay_command"]
+__all__ = ["debug"]
 
 _TIMEOUT_S = 10.0
 _LOOK_EVERY_S = 0.2
@@ -105,23 +104,6 @@ def debug(
         n_raised = _work_alone(chosen, source, call, events or [])
     if n_raised:
         raise typer.Exit(1)
-
-
-def replay_command(target: str, source: Source, index: int, *, parameters: Sequence[str] = ()) -> str:
-    """The command that works on one event of a run again, in the debugger."""
-    from firstlight.client import DEFAULT_URL
-    from firstlight.model import DEFAULT_BEAMTIME
-    from firstlight.pipeline import Live
-
-    where: Any = source
-    words = ["firstlight", "debug", target, "--event", str(index)]
-    words += [] if isinstance(source, Live) else ["--from", str(where.path)]
-    words += ["--stream", where.stream] if where.stream is not None else []
-    words += ["--beamtime", where.beamtime] if where.beamtime not in (None, DEFAULT_BEAMTIME) else []
-    words += ["--url", source.url] if isinstance(source, Live) and source.url != DEFAULT_URL else []
-    for setting in parameters:
-        words += ["--set", setting]
-    return shlex.join(words)
 
 
 # -- calling the worker -----------------------------------------------------------------------------------------------

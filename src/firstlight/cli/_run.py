@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from firstlight.cli._again import note_replay
 from firstlight.cli._connect import stop_on_signals
 from firstlight.cli._options import Beamtime, Json, Url
 from firstlight.cli._output import columns, duration, note, print_json
@@ -135,12 +136,12 @@ def run(
         pattern = live_of(scans, beamtime, url, group, timeout)
         return run_scans(
             pipeline, pattern, executor, first=_first(first), n_scans=n_scans, as_json=as_json, view=view,
-            target=_absolute(target),
+            target=_absolute(target), parameters=parameters or [],
         )  # fmt: skip
     source = source_of(stream, segments, beamtime, url, group, timeout)
     running = follow(pipeline, source, executor, as_json, view=view, hold=hold, target=_absolute(target))
     tell(running, as_json)
-    _note_replay(running, parameters or [])
+    note_replay(running, parameters or [])
     fail(running)
 
 
@@ -161,16 +162,6 @@ def _absolute(target: str) -> str:
     """The pipeline as it is called from any folder."""
     place, _, name = target.rpartition(":")
     return f"{Path(place).resolve()}:{name}" if place.endswith(".py") else target
-
-
-def _note_replay(running: Run, parameters: list[str]) -> None:
-    """How to see what went wrong in a debugger."""
-    from firstlight.cli._debug import replay_command
-
-    parked = next(iter(running.stats.parked), (None, None))[0]
-    index = parked if running.error is None else running.error.values.get("event_index")
-    if index is not None and running.target is not None:
-        note(f"in a debugger: {replay_command(running.target, running.source, index, parameters=parameters)}")
 
 
 def load_pipeline(target: str) -> Pipeline:

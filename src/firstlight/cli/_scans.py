@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
+from firstlight.cli._again import note_replay
 from firstlight.cli._connect import stop_on_signals
 from firstlight.cli._output import duration, note, print_json
 from firstlight.cli._served import served
@@ -15,6 +16,8 @@ from firstlight.cli._stats import stats_line
 from firstlight.cli._views import view_facts
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from firstlight.pipeline import ChainFollowing, Executor, First, Following, Live, Pipeline, Run
 
 __all__ = ["BeginWith", "Follow", "Scans", "pass_on", "run_scans", "tell_scan"]
@@ -42,7 +45,7 @@ _LOOK_EVERY_S = 0.2
 
 def run_scans(
     pipeline: Pipeline, source: Live, executor: Executor, *, first: First, n_scans: int | None, as_json: bool,
-    view: str | None, target: str,
+    view: str | None, target: str, parameters: Sequence[str],
 ) -> None:  # fmt: skip
     """Follow scans until somebody stops it, or there were enough; a line for each."""
     from firstlight.pipeline import follow
@@ -58,6 +61,7 @@ def run_scans(
                     scan.target = target
                     _watch(scan, as_json=as_json)
                     n_bad += tell_scan(scan, as_json=as_json)
+                    note_replay(scan, parameters)
                     if number == n_scans:
                         scans.stop()
         finally:

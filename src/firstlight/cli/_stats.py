@@ -32,6 +32,7 @@ def stats_line(name: str, stats: Stats) -> str:
         ("again", _total(stats.again)),
         ("unmatched", _total(stats.unmatched)),
         ("workers died", stats.workers_died),
+        ("of them hung", stats.hung),
     ):
         if n:
             parts.append(f"{number(n)} {what}")

@@ -1,0 +1,40 @@
+"""The command that works on an event of a run again, in the debugger."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from firstlight.cli._output import note
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from firstlight.pipeline import Run, Source
+
+__all__ = ["note_replay", "replay_command"]
+
+
+def note_replay(running: Run, parameters: Sequence[str]) -> None:
+    """Tell how to see what went wrong in a debugger, if something did at an event."""
+    parked = next(iter(running.stats.parked), (None, None))[0]
+    index = parked if running.error is None else running.error.values.get("event_index")
+    if index is not None and running.target is not None:
+        note(f"in a debugger: {replay_command(running.target, running.source, index, parameters=parameters)}")
+
+
+def replay_command(target: str, source: Source, index: int, *, parameters: Sequence[str] = ()) -> str:
+    """The command that works on one event of a run again, in the debugger."""
+    from firstlight.client import DEFAULT_URL
+    from firstlight.model import DEFAULT_BEAMTIME
+    from firstlight.pipeline import Live
+
+    where: Any = source
+    words = ["firstlight", "debug", target, "--event", str(index)]
+    words += [] if isinstance(source, Live) else ["--from", str(where.path)]
+    words += ["--stream", where.stream] if where.stream is not None else []
+    words += ["--beamtime", where.beamtime] if where.beamtime not in (None, DEFAULT_BEAMTIME) else []
+    words += ["--url", source.url] if isinstance(source, Live) and source.url != DEFAULT_URL else []
+    for setting in parameters:
+        words += ["--set", setting]
+    return shlex.join(words)
