@@ -6,16 +6,21 @@ import os
 import pickle
 import queue
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import pytest
 
+import firstlight
 from firstlight.client import Client
 from firstlight.errors import ConfigurationError, ConnectionLostError, PipelineError, StreamAbortedError, WorkerError
 from firstlight.pipeline import (
@@ -273,6 +278,49 @@ def test_the_service_may_be_started_again_between_scans(tmp_path: Path) -> None:
         second = next(iter(scans))
         assert sorted(second.result(_WITHIN_S).found) == list(range(1, _N + 1))
         assert second.source.stream == "scan_2"
+
+
+def test_a_program_that_forgets_its_following_ends_all_the_same(service: Any, producer: Client, tmp_path: Path) -> None:
+    script = tmp_path / "forgetful.py"
+    script.write_text(
+        "import sys\n"
+        "from firstlight.pipeline import Live, Pipeline, Processes, follow\n"
+        "from firstlight.testing._pipeline_contract import Collect, Slow\n"
+        "if __name__ == '__main__':\n"
+        "    pipeline = Pipeline('slow', inputs=['eiger'], worker=Slow(0.0), reducer=Collect)\n"
+        "    scans = follow(pipeline, Live(sys.argv[1], stream='*'), first='all', on=Processes(1))\n"
+        "    print(len(next(iter(scans)).result(60).found))\n"
+    )
+    send(producer, "scan_1")
+    done = subprocess.run(
+        [sys.executable, str(script), service.url],
+        env=os.environ | {"PYTHONPATH": str(Path(firstlight.__file__).parents[1])},
+        capture_output=True, text=True, timeout=_WITHIN_S,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, f"{_N}\n"), done.stderr
+
+
+@pytest.mark.parametrize("on", [Inline(), Processes(1)], ids=["inline", "processes"])
+def test_what_was_prepared_stays(service: Any, producer: Client, tmp_path: Path, on: Executor) -> None:
+    pipe = Pipeline(
+        "prepared", inputs=["eiger"], worker=prepared, reducer=Collect, worker_init=partial(prepare, str(tmp_path))
+    )
+    with follow(pipe, Live(service.url, stream="*"), on=on) as scans:
+        for number in (1, 2):
+            send(producer, f"scan_{number}")
+            assert set(next(iter(scans)).result(_WITHIN_S).found.values()) == {"model"}
+    assert len(list(tmp_path.glob("prepared.*"))) == 1
+
+
+def prepare(folder: str) -> str:
+    """Leave a file behind for each call."""
+    with NamedTemporaryFile(dir=folder, prefix="prepared.", delete=False):
+        return "model"
+
+
+def prepared(event: Event, model: str) -> str:
+    """What was prepared."""
+    return model
 
 
 def which(event: Event) -> tuple[str, ...]:

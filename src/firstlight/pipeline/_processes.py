@@ -126,7 +126,12 @@ class Processes:
         """For several runs, one after the other: the processes stay."""
         check_guarded()
         with closing(self.pool()) as pool:
-            yield _LastingProcesses(self, pool)
+            # A program that ends would wait for its processes, and they for the next run.
+            atexit.register(pool.close)
+            try:
+                yield _LastingProcesses(self, pool)
+            finally:
+                atexit.unregister(pool.close)
 
     def pool(self) -> Pool:
         """The processes; none is started yet."""

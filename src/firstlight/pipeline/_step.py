@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
@@ -39,13 +40,23 @@ class Preparation:
         """
         if pipeline.worker_init is None:
             return ()
-        if self._init != pipeline.worker_init:
+        if not _same(self._init, pipeline.worker_init):
             try:
                 self._arguments = (pipeline.worker_init(),)
             except Exception as error:  # user code
                 raise _wrapped(pipeline, error, "could not be prepared by its worker_init", None) from error
             self._init = pipeline.worker_init
         return self._arguments
+
+
+def _same(first: Any, second: Any) -> bool:
+    if first == second:
+        return True
+    try:
+        # Copies of what is no function, for example a `functools.partial`: each scan brings a new one.
+        return pickle.dumps(first) == pickle.dumps(second)
+    except Exception:  # noqa: BLE001 - user code
+        return False
 
 
 class Step(Generic[_Made]):
