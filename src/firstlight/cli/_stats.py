@@ -28,6 +28,8 @@ def stats_line(name: str, stats: Stats) -> str:
         ("partial", len(stats.partial)),
         ("dropped", len(stats.dropped)),
         ("incomplete", len(stats.incomplete)),
+        ("held for order", stats.held),
+        ("out of order", stats.late_results),
         ("late", _total(stats.late)),
         ("again", _total(stats.again)),
         ("unmatched", _total(stats.unmatched)),

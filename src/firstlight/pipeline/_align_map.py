@@ -97,6 +97,11 @@ class ByTriggerMap:
         """The tags that the map asks of workers."""
         return self.compiled.asked_tags
 
+    @property
+    def never(self) -> Ranges:
+        """Events of the map in which no input takes part."""
+        return self.compiled.never
+
     def aligner(self, inputs: Sequence[str]) -> Aligner:
         """A new state, for inputs of these names."""
         check_inputs("packed of ByTriggerMap", self.packed, inputs)
@@ -139,6 +144,16 @@ class TriggerMap:
 
     def __len__(self) -> int:
         return self._starts[-1]
+
+    @property
+    def never(self) -> Ranges:
+        """Events in which no input takes part: there is nothing to work on, and nothing to wait for."""
+        found = Ranges()
+        for start, part in zip(self._starts, self._sequence, strict=False):
+            for at, wanted in enumerate(part.wanted, start=start + 1):
+                if not wanted:
+                    found.add(at, at)
+        return found
 
     def wanted(self, index: int) -> tuple[str, ...]:
         """The inputs that take part in event `index`."""

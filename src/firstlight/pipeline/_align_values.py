@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Literal, SupportsFloat, TypeAlias
+from typing import Literal, Protocol, SupportsFloat, TypeAlias, runtime_checkable
 
 import msgspec
 
 from firstlight.errors import ConfigurationError
+from firstlight.model import Ranges
 
 __all__ = [
     "Action",
@@ -18,6 +19,7 @@ __all__ = [
     "Dropped",
     "Incomplete",
     "Key",
+    "KnowsNever",
     "Late",
     "Partial",
     "Ready",
@@ -122,6 +124,15 @@ def number_of(index: int, share: int, width: int) -> int:
 def index_of(number: int, width: int) -> int:
     """The event of a share."""
     return (number - 1) // width + 1
+
+
+@runtime_checkable
+class KnowsNever(Protocol):
+    """How messages become events, if that tells beforehand of some indices that they will be no events."""
+
+    @property
+    def never(self) -> Ranges:
+        """These."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from firstlight.pipeline._align_values import (
     Again,
     Dropped,
     Incomplete,
+    KnowsNever,
     Late,
     Ready,
     Unmatched,
@@ -71,12 +72,12 @@ class Reduction:
         self._pipeline = pipeline
         self._live = live
         self._lock = threading.Lock()
+        self._width = pipeline.width
         self._begin_with(pipeline.make_reducer())
         if pipeline.combine is not None:
             check_combined(pipeline)
         self._counts = Counts()
         self.recent = Recent(pipeline)
-        self._width = pipeline.width
         self._started = time.monotonic()
         self._ended: float | None = None
         self._latency = Histogram()
@@ -91,6 +92,9 @@ class Reduction:
         #: Only if the reducer wants order: what waits, and which records there will be, by number.
         self._order = InOrder[Record](max_held(reducer)) if in_order(reducer) else None
         self._expected = Ranges()
+        if self._order is not None and isinstance(self._pipeline.align, KnowsNever):
+            for first, last in self._pipeline.align.never:
+                self._order.without(*self._numbers(first, last))
         now_s = time.monotonic()
         self._timers = [Timer(name, part, now_s) for name, part in parts_of(reducer).items() if isinstance(part, Ticks)]
 

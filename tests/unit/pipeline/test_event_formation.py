@@ -22,13 +22,15 @@ from firstlight.pipeline import (
     Partial,
     Pipeline,
     Ready,
+    Record,
     Rows,
     Run,
     Stats,
     run,
 )
+from firstlight.pipeline._reduction import Reduction
 from firstlight.pipeline._sources import AtHand, Found
-from firstlight.testing._pipeline_contract import Collect
+from firstlight.testing._pipeline_contract import Collect, InSequence
 
 FRAMES = [np.full((2, 2), n, np.uint16) for n in range(1, 7)]
 TABLE = np.arange(12.0).reshape(6, 2)
@@ -168,3 +170,12 @@ def test_a_row_knows_what_it_cannot_slice() -> None:
 
 def test_lag_does_not_count_what_was_given_up() -> None:
     assert Stats(available=9, events=4, incomplete=Ranges([(1, 2)]), dropped=Ranges([(5, 5)])).lag == 2
+
+
+def test_events_of_a_map_that_nobody_takes_part_in_hold_up_no_results() -> None:
+    align = ByTriggerMap({"eiger": [None, True, "discard", "discard", True, True, None, True]})
+    pipeline = Pipeline("p", inputs=["eiger"], worker=seen, reducer=InSequence, align=align)
+    reduction = Reduction(pipeline, live=False)
+    for index, given in ((2, [2]), (8, [2]), (5, [2, 5]), (6, [2, 5, 6, 8])):
+        reduction.take(Record(index, "result", index))
+        assert reduction.reducer.indices == given
