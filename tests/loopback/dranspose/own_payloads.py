@@ -26,6 +26,7 @@ __all__ = [
     "Shown",
     "Ticking",
     "Timed",
+    "Uneven",
 ]
 
 
@@ -93,6 +94,14 @@ class Parsed:
     def process_event(self, event: Any, parameters: Any, tick: bool) -> Any:
         (data,) = event.streams.values()
         return type(self.parsers[data.typ](data)).__name__
+
+
+class Uneven(Names):
+    """Takes its time for every second event."""
+
+    def process_event(self, event: Any, parameters: Any, tick: bool) -> Any:
+        time.sleep(0.05 * (event.event_number % 2))
+        return event.event_number
 
 
 class Raising(FrameNumbers):

@@ -202,6 +202,15 @@ def test_values_that_are_not_of_their_type(recorded: Cbors) -> None:
         Payload(FRAMES, LISTS, parameters={"offset": b"x"})
 
 
+def test_a_bool_is_true_if_it_says_so(recorded: Cbors, caplog: pytest.LogCaptureFixture) -> None:
+    with Payload("examples.params.worker:ParamWorker", LISTS, parameters={"bool_param": b"frue"}) as payload:
+        values = payload._work_parameters
+        assert values["bool_param"].value is False
+        assert "only True is true" in caplog.text
+        payload.set_parameter("bool_param", b"True")
+        assert values["bool_param"].value is True
+
+
 def test_parameters_from_files(payloads: Path, tmp_path: Path) -> None:
     import cbor2
 

@@ -140,6 +140,13 @@ def test_other_examples(payloads: Path, tmp_path: Path, classes: tuple[str, str]
     assert (running.stats.results, running.stats.errors) == (11, 0)
 
 
+def test_results_of_a_recording_come_in_order(payloads: Path) -> None:
+    classes = ("own_payloads:Uneven", "own_payloads:Lists")
+    with Payload(*classes) as payload:
+        run(payload.pipeline(), Cbors([payloads / RECORDED]), on=Processes(2)).result(WITHIN_S)
+        assert list(payload.current.user.results) == list(range(11))  # type: ignore[union-attr]
+
+
 def test_defaults_of_parameters(payloads: Path, tmp_path: Path) -> None:
     expected = theirs(payloads, tmp_path, PARAMS, source=SCANNED)
     found, _ = ours(PARAMS, Generators(SCANNED), Inline())

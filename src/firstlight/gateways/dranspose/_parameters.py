@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import pickle
 import uuid
 from collections.abc import Iterable, Mapping
@@ -16,6 +17,10 @@ from firstlight.errors import ConfigurationError
 from firstlight.gateways.dranspose._classes import ParameterList, WorkParameter
 
 __all__ = ["Description", "check_value", "described", "hash_of", "read_parameters", "with_defaults", "work_parameters"]
+
+logger = logging.getLogger(__name__)
+
+_KNOWN_BOOLS = (b"True", b"False", b"false", b"0", b"")
 
 #: One of dranspose's ``StrParameter``, ``IntParameter``, ...
 Description = Any
@@ -50,7 +55,9 @@ def with_defaults(values: Mapping[str, bytes], descriptions: Mapping[str, Descri
 
 
 def check_value(name: str, data: bytes, descriptions: Mapping[str, Description]) -> None:
-    """Refuse what is not of the described type; dranspose would make 0 or False of it.
+    """Refuse what is not of the described type; dranspose would make 0 of it.
+
+    A bool is true if it is ``True``, and false whatever else it is, as people have got used to.
 
     Raises
     ------
@@ -65,8 +72,8 @@ def check_value(name: str, data: bytes, descriptions: Mapping[str, Description])
             float(data)
         elif kind == "str":
             data.decode()
-        elif kind == "bool" and data not in (b"True", b"False"):
-            raise ValueError("write True or False")
+        elif kind == "bool" and data not in _KNOWN_BOOLS:
+            logger.warning("parameter %s is False: only True is true, and it is %r", name, data[:40])
     except ValueError as error:
         raise ConfigurationError(f"parameter {name} is of type {kind}: {error}", parameter=name) from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -76,18 +77,23 @@ class Payload:
     def pipeline(
         self, inputs: Sequence[str] = (EVENTS,), *, align: Align | None = None, name: str = "dranspose"
     ) -> Pipeline:
-        """The pipeline of a scan: of a recording, or of streams of the service."""
+        """The pipeline of a scan: of a recording, or of streams of the service.
+
+        Results of a recording reach the reducer in the order of their events, as in a replay, on which payloads have come
+        to rely; live they are not held back for that.
+        """
         descriptions = ParameterList.dump_json(list(self.descriptions.values()))
         worker = PayloadWorker(self.worker, self._board, descriptions, secrets.token_hex(8))
+        reducer = partial(self._new_reducer, ordered=tuple(inputs) == (EVENTS,))
         return Pipeline(
-            name, inputs=inputs, worker=worker, reducer=self._new_reducer, align=align or AsRecorded(),
-            on_error="skip", max_attempts=_MAX_ATTEMPTS,
+            name, inputs=inputs, worker=worker, reducer=reducer, align=align or AsRecorded(), on_error="skip",
+            max_attempts=_MAX_ATTEMPTS,
         )  # fmt: skip
 
-    def _new_reducer(self) -> PayloadReducer:
+    def _new_reducer(self, *, ordered: bool) -> PayloadReducer:
         if self._current is not None:
             self._current.retire()
-        self._current = PayloadReducer(self._kind, self._board, self._work_parameters, self._context)
+        self._current = PayloadReducer(self._kind, self._board, self._work_parameters, self._context, ordered=ordered)
         return self._current
 
     @property

@@ -37,9 +37,14 @@ class PayloadReducer:
         Looked at anew for each call.
     context
         Outlives this object: a new scan has a new reducer with the same context.
+    ordered
+        Give results in the order of their events.
     """
 
-    def __init__(self, kind: Any, board: Board, parameters: Mapping[str, Any], context: dict[Any, Any]) -> None:
+    def __init__(
+        self, kind: Any, board: Board, parameters: Mapping[str, Any], context: dict[Any, Any], *, ordered: bool
+    ) -> None:
+        self.ordered = ordered
         self._name = f"{kind.__module__}:{kind.__name__}"
         self._board = board
         self._parameters = parameters
