@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -235,7 +234,7 @@ class CrystalStatistics:
         self.n_hits = self.n_told = 0
         self.first_sent_ns = 0
         self.last_added_ns = 0
-        self._recent_ms: deque[float] = deque(maxlen=_RECENT)
+        self._recent_ms: list[float] = []
         self._cell_px = max(max(shape) / _GRID, 1.0)
         self.powder = np.zeros([int(np.ceil(n / self._cell_px)) for n in shape])
 
@@ -243,7 +242,8 @@ class CrystalStatistics:
         self.last_added_ns = time.time_ns()
         self.first_sent_ns = min(self.first_sent_ns or found.sent_ns, found.sent_ns)
         latency_ms = (self.last_added_ns - found.sent_ns) / 1e6
-        self._recent_ms.append(latency_ms)
+        # Anew, not in place: the panel reads it at the same time.
+        self._recent_ms = [*self._recent_ms[1 - _RECENT :], latency_ms]
         self.rows[index] = Row(found.hit, found.n_peaks, found.total, latency_ms)
         self.n_hits += found.hit
         self.n_told += found.detector_says
@@ -277,4 +277,4 @@ class CrystalStatistics:
 
     def recent_ms(self) -> npt.NDArray[np.float64]:
         """Latencies of the last frames; may be called while frames are added."""
-        return np.array(self._recent_ms.copy(), np.float64)
+        return np.array(self._recent_ms, np.float64)
