@@ -313,14 +313,19 @@ def corner(event: Event) -> list[int]:
     return [*image.array[0, ::300].tolist(), len(image.missing)]
 
 
-def test_a_detector_is_assembled_from_modules_that_were_forwarded(service: ThreadService, beam: Client) -> None:
+def test_a_detector_is_assembled_from_modules_that_were_forwarded(
+    service: ThreadService, beam: Client, tmp_path: Path
+) -> None:
     for name in ("eiger", "pilatus"):
         with beam.produce(name, stream="scan_0042") as out:
             for index in range(1, 11):
                 out.send(frame(index), id=index)
-    first = Pipeline("find", inputs=["eiger", "pilatus"], worker=Find(), reducer=Collect, output="hits")
+    worker = Find(str(tmp_path), dies_at=(3, 7))
+    first = Pipeline("find", inputs=["eiger", "pilatus"], worker=worker, reducer=Collect, output="hits")
     modules = [Module("eiger", shape=SHAPE), Module("pilatus", shape=SHAPE, origin=(0, 600))]
     layout = Layout("quad", modules, dtype="int32", fill=-1)
     second = Pipeline("corner", inputs=["hits"], worker=corner, reducer=Collect, detectors={"quad": layout})
-    run(first, live(service), on=Processes(2)).result(_WITHIN_S)
+    finding = run(first, live(service), on=Processes(2))
+    assert finding.result(_WITHIN_S).found.keys() == {7} and finding.stats.workers_died == 2
+    assert beam.info("hits", stream="scan_0042").n_messages == 10
     assert run(second, live(service), on=Processes(1)).result(_WITHIN_S).found == {7: [1000, 7, 1000, 7, 0]}

@@ -15,7 +15,7 @@ from firstlight.errors import StreamAbortedError, StreamNotFoundError, StreamTim
 from firstlight.model import Dataset, Message, MessageRow
 from firstlight.pipeline._ahead import Ahead
 from firstlight.pipeline._align import Ready
-from firstlight.pipeline._forward import Reference, fetch_reference
+from firstlight.pipeline._forward import Reference, References
 from firstlight.pipeline._records import Record
 from firstlight.pipeline._sizes import Sizes, bytes_of
 from firstlight.pipeline._sources import AtHand, Coming, FetchesAhead, Found, OpenSource
@@ -100,6 +100,7 @@ class GroupFeed:
         self._job = job
         self._name = job.pipeline.inputs[0]
         self._client = client
+        self._references = References(client)
         self._ask = ask
         self._ahead = Ahead(job.prefetch)
         self._sizes = Sizes()
@@ -154,7 +155,7 @@ class GroupFeed:
 
     def resolve(self, reference: Reference) -> Found:
         """From the service, in place where that is on this machine."""
-        return fetch_reference(self._client, reference)
+        return self._references.fetch(reference)
 
     def _is_known(self, index: int) -> bool:
         """Somebody put the record down and died before the acknowledgement."""

@@ -33,9 +33,9 @@ __all__ = [
     "Forwarded",
     "Parts",
     "Reference",
+    "References",
     "Resolves",
     "event_parts",
-    "fetch_reference",
     "resolve",
     "with_references",
 ]
@@ -263,24 +263,37 @@ def _reference_to(found: Any) -> Reference:
     return Reference(stream.beamtime, stream.source, stream.stream, message.id, row, isinstance(found, Dataset))
 
 
-def fetch_reference(client: Client, reference: Reference) -> Message | Dataset:
-    """The message from the service, in place where that is on this machine.
+class References:
+    """Follows references to messages of a service, in place where that is on this machine."""
 
-    Raises
-    ------
-    MessageNotFoundError, MessageEvictedError
-        If it, or its stream, does not exist, or its bytes are gone.
-    """
-    try:
-        for message in client.get_many(
-            reference.source, [reference.id], beamtime=reference.beamtime, stream=reference.stream,
-            datasets=reference.dataset,
-        ):  # fmt: skip
-            found: Message | Dataset = message
-            return found
-    except StreamNotFoundError as error:
-        raise MessageNotFoundError(f"{error}; it was forwarded by reference", id=reference.id) from error
-    raise MessageNotFoundError(f"there is no message {reference.id} in {reference.stream_id}", id=reference.id)
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        #: One question tells whether there is such a stream; without it, one that is not there is waited for.
+        self._known: set[StreamId] = set()
+
+    def fetch(self, reference: Reference) -> Message | Dataset:
+        """The message.
+
+        Raises
+        ------
+        MessageNotFoundError, MessageEvictedError
+            If it, or its stream, does not exist, or its bytes are gone.
+        """
+        stream = reference.stream_id
+        try:
+            if stream not in self._known:
+                self._client.info(stream.source, beamtime=stream.beamtime, stream=stream.stream)
+                self._known.add(stream)
+            with self._client.consume(
+                stream.source, beamtime=stream.beamtime, stream=stream.stream, ids=[reference.id],
+                datasets=reference.dataset, on_loss="raise",
+            ) as found:  # fmt: skip
+                for message in found:
+                    return message  # type: ignore[no-any-return]
+        except StreamNotFoundError as error:
+            self._known.discard(stream)
+            raise MessageNotFoundError(f"{error}; it was forwarded by reference", id=reference.id) from error
+        raise MessageNotFoundError(f"there is no message {reference.id} in {stream}", id=reference.id)
 
 
 def resolve(client: Client, message: Message) -> Event:
@@ -311,5 +324,5 @@ def resolve(client: Client, message: Message) -> Event:
     if RECORD not in message.meta or message.meta.get("encoding") != "forward":
         raise DataError(f"message {message.id} of {message.stream} does not refer to an event", id=message.id)
     found = Forward.from_json(message.meta.get("forward"))
-    fetch: Fetch = lambda reference: fetch_reference(client, reference)  # noqa: E731
+    fetch = References(client).fetch
     return Event(message.id, {name: _Referenced(ref, fetch) for name, ref in found.references.items()})

@@ -21,7 +21,7 @@ from firstlight.errors import (
     StreamTimeoutError,
 )
 from firstlight.model import DEFAULT_BEAMTIME, StreamId
-from firstlight.pipeline._forward import Reference, fetch_reference
+from firstlight.pipeline._forward import Reference, References
 from firstlight.pipeline._sources import Arrival, Coming, Ended, Found, Source, Tidings
 
 __all__ = ["Live", "OpenLive", "patiently", "silence"]
@@ -110,6 +110,7 @@ class OpenLive:
         self._ended: tuple[str, float] | None = None
         self._followed: dict[str, Consumer] = {}
         self.client = source.connect()
+        self._references = References(self.client)
 
     def tidings(self) -> Iterator[Tidings]:
         """What arrives; each message comes along."""
@@ -232,7 +233,7 @@ class OpenLive:
 
     def resolve(self, reference: Reference) -> Found:
         """A message that an earlier pipeline refers to, in place as well."""
-        return fetch_reference(self.client, reference)
+        return self._references.fetch(reference)
 
     def close(self) -> None:
         """Disconnect."""
