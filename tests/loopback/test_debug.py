@@ -27,6 +27,7 @@ from firstlight.pipeline import (
     ByIndex,
     ByKey,
     DebugWorker,
+    Forward,
     Items,
     Live,
     Partial,
@@ -172,6 +173,21 @@ def test_every_share_is_called_with_what_worker_init_returned_and_the_worker_is_
         for event in worker.events(worker.find(1)):
             worker.call(event)
     assert calls == ["setup", (0, ["eiger", "panda"], "model"), (1, ["panda"], "model"), "close"]
+
+
+def forwards(event: Any) -> Forward | None:
+    return Forward({"n": event.index}) if event.index % 2 else None
+
+
+def test_an_event_of_a_later_stage_has_the_messages_that_it_refers_to(place: Place) -> None:
+    hits = Pipeline("hits", inputs=["eiger"], worker=forwards, reducer=Everything, output="hits")
+    live = Live(place.url, stream=place.name, timeout=_WITHIN_S)
+    run(hits, live, on=Processes(1)).result(_WITHIN_S)
+    total = Pipeline("total", inputs=["hits"], worker=lambda event: int(event["eiger"].array.sum()), reducer=Everything)
+    with DebugWorker(total, live) as worker:
+        (event,) = worker.events(worker.find(3))
+        assert worker.call(event) == int(frame(3).sum())
+        assert worker.events(worker.find(4)) == []
 
 
 # -- in the debugger --------------------------------------------------------------------------------------------------

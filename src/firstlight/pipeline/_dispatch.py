@@ -310,6 +310,11 @@ class Dispatch:
             yield from (waiting.event for waiting in some.values())
 
     @property
+    def n_keys(self) -> int:
+        """Keys whose worker is remembered."""
+        return len(self._places)
+
+    @property
     def n_waiting(self) -> int:
         """Events, or shares, that nobody has."""
         return len(self._waiting)
@@ -330,6 +335,9 @@ class _Places:
         # For good: otherwise keys that were never remembered could get another place when some are forgotten.
         self._is_full = False
         self._able: dict[frozenset[str], tuple[int, ...]] = {}
+
+    def __len__(self) -> int:
+        return len(self._worker_of)
 
     def able(self, tags: frozenset[str]) -> tuple[int, ...]:
         """The workers that have these tags."""

@@ -210,6 +210,17 @@ def test_keys_beyond_those_that_are_remembered_stay_with_one_worker_too() -> Non
     assert set(worker_of.values()) == {0, 1, 2}
 
 
+def test_only_so_many_keys_are_remembered() -> None:
+    dispatch = ready_for(3, per_worker=100, max_keys=10)
+    for index in range(1, 1001):
+        dispatch.offer(event(index), Share(index))
+        for worker, events in dispatch.assign():
+            dispatch.done(worker, [ready.index for ready in events])
+    assert dispatch.n_keys == 10 and dispatch.idle
+    dispatch.lose_worker(0)
+    assert dispatch.n_keys < 10
+
+
 def test_such_a_key_waits_for_the_one_that_replaces_its_worker() -> None:
     dispatch = ready_for(2, max_keys=0)
     dispatch.offer(event(1), Share("remembered"))
