@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from firstlight.client import Client, Producer
-from firstlight.errors import DataError, DuplicateIdError, StreamNotFoundError
-from firstlight.model import StreamId
+from firstlight.errors import DataError, DuplicateIdError, MessageEvictedError, StreamNotFoundError
+from firstlight.model import Message, StreamId
 from firstlight.pipeline._encoding import pack, unpack
 from firstlight.pipeline._parameters import ParameterSet, plain, portable
 
@@ -43,11 +43,12 @@ class ParameterHistory:
             n = self._client.info(self.stream.source, **self._where).last_id
         except StreamNotFoundError:
             return []
-        found = self._client.get_many(self.stream.source, range(1, n + 1), **self._where)
-        return [
-            ParameterSet(_values(message.data), str(message.meta["hash"]), int(message.meta["set_ns"]), message.id)
-            for message in found
-        ]
+        try:
+            found = list(self._client.get_many(self.stream.source, range(1, n + 1), **self._where))
+        except MessageEvictedError as error:
+            logger.warning("what the parameters in %s were is not held any more: %s", self.stream, error)
+            return []
+        return [_parameters(message) for message in found]
 
     def put(self, parameters: ParameterSet) -> None:
         """Put parameters down; returns when they are stored."""
@@ -86,8 +87,8 @@ def _packed(values: Mapping[str, Any]) -> bytes:
     return pack(found)
 
 
-def _values(data: Any) -> dict[str, Any]:
-    values = unpack(bytes(data))
-    if not isinstance(values, dict):
-        raise DataError(f"a message of a parameter history holds a {type(values).__name__}, not values by name")
-    return values
+def _parameters(message: Message) -> ParameterSet:
+    values, meta = unpack(bytes(message.data)), message.meta
+    if not isinstance(values, dict) or not isinstance(meta.get("set_ns"), int):
+        raise DataError(f"message {message.id} of {message.stream} is no parameters; choose another group")
+    return ParameterSet(values, str(meta.get("hash")), meta["set_ns"], message.id)

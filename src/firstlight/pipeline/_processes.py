@@ -306,7 +306,7 @@ class ProcessesRun(Run):
             self.pipeline = self.pipeline.with_parameters(**last)
             self._sendable = _pickled_pipeline(self.pipeline)
             self._reduction.retune(self.pipeline.parameters)
-        if finished and given.hash not in [parameters.hash for parameters in earlier]:
+        if finished and earlier and given.hash not in [parameters.hash for parameters in earlier]:
             raise ConfigurationError(
                 f"run {self._label!r} of pipeline {self.pipeline.name!r} is finished, and its results were made with other "
                 "parameters; choose another group to have them made again",

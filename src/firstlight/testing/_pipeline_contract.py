@@ -256,6 +256,17 @@ class Slow:
 
 
 @dataclass(frozen=True)
+class Shifted:
+    """Takes a little time, and tells by a parameter what it was made with."""
+
+    shift: int = 0
+
+    def __call__(self, event: Event) -> int:
+        time.sleep(0.005)
+        return event.index + self.shift
+
+
+@dataclass(frozen=True)
 class SetUp:
     """Leaves files behind where it is set up and closed, and works only in between."""
 
@@ -505,6 +516,16 @@ class PipelineContract:
         pipeline = self.mean().with_parameters(offset="2.5")
         mean = self.run(pipeline, ContractData.of([1, 2])).result()
         np.testing.assert_allclose(mean.total, _expected([1, 2]) + 5.0)
+
+    def test_parameters_are_changed_between_events(self) -> None:
+        pipeline = Pipeline("shifted", inputs=["eiger"], worker=Shifted(), reducer=Collect)
+        running = run(pipeline, self.source(ContractData.of(range(1, 201))), on=self.executor())
+        while running.stats.results < 5 and not running.over:
+            running.join(0.01)
+        running.set_parameters(shift="1000")
+        found = running.result(_WITHIN_S).found
+        assert sorted(found) == list(range(1, 201))
+        assert {shifted - index for index, shifted in found.items()} == {0, 1000}
 
     def test_results_come_as_they_were(self) -> None:
         pipeline = Pipeline("mixed", inputs=["eiger"], worker=mixed, reducer=Collect)
