@@ -276,6 +276,9 @@ def test_what_is_no_json_is_refused(beamline: Beamline) -> None:
 
 def test_the_map_is_shown_as_dranspose_shows_it(beamline: Beamline) -> None:
     assert beamline.post("/sardana_hook", json={"scan": {}, "streams": []}) == "no nb_points in scan"
+    # Scripts write a slash behind it, too, and are led on.
+    again = beamline.http.post("/sequence/", json=_map([ANY]), follow_redirects=True)
+    assert (again.status_code, beamline.progress()["total_events"]) == (200, 3)
     beamline.post("/sardana_hook", json={"streams": ["panda", "orca"], "scan": {"nb_points": 2, "_id": "x"}})
     expected = {
         "parts": {

@@ -195,8 +195,14 @@ class _Taking:
             logger.exception("ingester of stream %r failed", self._stream)
             self._abort(f"the ingester failed: {type(error).__name__}: {error}")
         finally:
+            await self._disconnect()
+
+    async def _disconnect(self) -> None:
+        try:
             await self._ingester.stop_source(self._stream)
-            self._ingester.ctx.destroy(linger=0)
+        except Exception:  # the ingester's own code, and the scan is over
+            logger.exception("stop_source() of the ingester of stream %r raised", self._stream)
+        self._ingester.ctx.destroy(linger=0)
 
     async def _receive(self) -> None:
         source: AsyncIterator[Any] = self._ingester.run_source(self._stream)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from typing import Any, Protocol
 
-from firstlight.errors import ConfigurationError, FirstlightError
+from firstlight.errors import ConfigurationError, FirstlightError, PipelineError
 from firstlight.gateways.dranspose._dump import DUMP_PREFIX, dump_scan
 from firstlight.gateways.dranspose._map import GENERIC, ScanMap
 from firstlight.gateways.dranspose._payload import Payload
@@ -64,6 +64,9 @@ class Scan:
         except FirstlightError as error:
             self.error = error
             logger.error("scan %s failed: %s", self.map.uuid, error)
+        except Exception as error:  # a mistake of ours, which must not look like a scan that went well
+            self.error = PipelineError(f"scan {self.map.uuid} broke: {type(error).__name__}: {error}")
+            logger.exception("scan %s broke", self.map.uuid)
         finally:
             self._feed.end(self.map)
             self._over.set()
