@@ -146,7 +146,9 @@ class _TimeAligner(ReferenceForming):
             return []
         at = line.add(message.id, message.timestamp_ns)
         earliest = line.times[at - 1] if at else _EARLIEST
-        latest = line.times[at + 1] if at + 1 < len(line.times) else _LATEST
+        latest: float = line.times[at + 1] if at + 1 < len(line.times) else _LATEST
+        if latest == _LATEST and not line.ended:
+            latest = message.timestamp_ns  # behind that nothing can be decided, however much waits there
         if name == self._reference:
             for undecided in self._undecided.values():
                 undecided.add(message.id, message.timestamp_ns)
@@ -155,8 +157,7 @@ class _TimeAligner(ReferenceForming):
             for other in self._others():
                 actions += self._decide(other, earliest, latest)
             return actions
-        # Behind the last message nothing can be decided, however many events wait there.
-        return self._decide(name, earliest, latest if latest < _LATEST or line.ended else message.timestamp_ns)
+        return self._decide(name, earliest, latest)
 
     def _others(self) -> list[str]:
         return [name for name in self._inputs if name != self._reference]

@@ -329,6 +329,24 @@ def test_events_that_wait_for_a_late_input_are_not_looked_at_again_for_the_other
     assert looked_at < 20 * 500
 
 
+def test_messages_that_wait_for_a_late_reference_are_looked_at_when_their_time_comes() -> None:
+    aligner = by_time(0.1)
+    finished = 0
+    finish = aligner._finish  # type: ignore[attr-defined]
+
+    def counting(name: str, number: int) -> list[Action]:
+        nonlocal finished
+        finished += 1
+        found: list[Action] = finish(name, number)
+        return found
+
+    aligner._finish = counting  # type: ignore[attr-defined]
+    at(aligner, "diode", *((n, n) for n in range(1, 501)))
+    ready = at(aligner, "eiger", *((n, n) for n in range(1, 501)))
+    assert [a.index for a in ready if isinstance(a, Ready)] == list(range(1, 501))
+    assert finished < 5 * 500
+
+
 def test_a_tolerance_that_cannot_be_is_refused() -> None:
     for wrong in (-1.0, float("nan"), float("inf"), 1e300, "0.1", None):
         with pytest.raises(ConfigurationError, match="tolerance_s of ByTimestamp is seconds from 0 on"):
