@@ -56,9 +56,10 @@ def replay(
     factor = parse_speed(speed)
     problem = ""
     with connected(url, "replay") as client, stop_on_signals() as stop:
+        ask = _asking(stop) if speed == _STEP else None  # for all turns: what was typed ahead belongs to the next one
         for turn in range(1, loop + 1):
             full = f"{suffix}_{turn}" if loop > 1 else suffix
-            done = _one(client, path, speed, factor, into, full, stop)
+            done = _one(client, path, factor, ask, into, full, stop)
             problem = done.problem
             _report(path, done, as_json)
             if done.stopped:
@@ -71,16 +72,16 @@ def replay(
 
 
 def _one(
-    client: Client, path: Path, speed: str, factor: float | None, into: str | None, suffix: str, stop: threading.Event
-) -> Replayed:
+    client: Client, path: Path, factor: float | None, ask: Callable[[Due], bool] | None, into: str | None, suffix: str,
+    stop: threading.Event,
+) -> Replayed:  # fmt: skip
     from firstlight.pipeline import replay as send
 
-    step_wise = speed == _STEP
     with progress(f"replaying {path.name}", path.stat().st_size if path.is_file() else None, in_bytes=True) as step:
-        ask = _asking(stop) if step_wise else _counting(step)
         return send(
-            client, path, speed=factor, beamtime=into, suffix=suffix, one_by_one=step_wise, go_on=ask, stop=stop
-        )
+            client, path, speed=factor, beamtime=into, suffix=suffix, one_by_one=ask is not None,
+            go_on=ask or _counting(step), stop=stop,
+        )  # fmt: skip
 
 
 def parse_speed(text: str) -> float | None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import SupportsFloat
 
 from firstlight.errors import ConfigurationError
 
 __all__ = ["Pace"]
+
+#: Longer than anybody waits, and short enough for every clock that is asked to wait for it.
+_LONGEST_S = 1e9
 
 
 class Pace:
@@ -23,11 +27,12 @@ class Pace:
     Raises
     ------
     ConfigurationError
-        If the speed is not positive.
+        If the speed is no positive number.
     """
 
     def __init__(self, speed: float | None, *, clock: Callable[[], float] = time.monotonic) -> None:
-        if speed is not None and not 0 < speed < float("inf"):
+        given: object = speed
+        if given is not None and not (isinstance(given, SupportsFloat) and 0 < float(given) < float("inf")):
             raise ConfigurationError(f"speed={speed!r} is no speed; 1.0 is the original one, None as fast as possible")
         self._speed = speed
         self._clock = clock
@@ -41,4 +46,4 @@ class Pace:
         if self._began is None:
             self._began = (at_ns, now)
         first_ns, began_s = self._began
-        return began_s + (at_ns - first_ns) / 1e9 / self._speed - now
+        return min(began_s + (at_ns - first_ns) / 1e9 / self._speed - now, _LONGEST_S)

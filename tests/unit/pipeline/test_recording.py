@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import threading
 import time
 from pathlib import Path
 
@@ -157,6 +158,9 @@ def test_pace_keeps_intervals_and_never_waits_for_the_past() -> None:
     assert pace.left_s(9_000_000_000) == -1.0
     assert pace.left_s(4_000_000_000) < 0
     assert Pace(None).left_s(7) == 0.0
-    for speed in (0.0, -1.0, float("inf"), float("nan")):
+    slow = Pace(1e-300, clock=lambda: now[0])
+    slow.left_s(1)
+    assert 0 < slow.left_s(10**9) < threading.TIMEOUT_MAX
+    for speed in (0.0, -1.0, float("inf"), float("nan"), "2x"):
         with pytest.raises(ConfigurationError, match="is no speed"):
-            Pace(speed)
+            Pace(speed)  # type: ignore[arg-type]
