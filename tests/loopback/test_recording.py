@@ -34,6 +34,7 @@ from firstlight.pipeline import (
     Live,
     Pipeline,
     Processes,
+    Recorded,
     Recorder,
     Recording,
     Source,
@@ -530,6 +531,35 @@ def test_record_inspect_replay_and_run_from_the_shell(running: RunningService, t
     assert "there is no stream commissioning/eiger/scam" in err and not (tmp_path / "no.flrec").exists()
 
 
+def test_a_stream_that_is_deleted_before_its_turn_does_not_end_the_recording(
+    running: RunningService, tmp_path: Path
+) -> None:
+    with Client(running.url) as client:
+        for name in ("gone", "stays"):
+            with client.produce(name, beamtime=BEAMTIME, stream="deleted") as out:
+                out.send(b"one")
+
+        def begun(stream: Recorded) -> None:
+            if stream.id.source == "gone" and stream.state == "begun":
+                client.delete("gone", beamtime=BEAMTIME, stream="deleted")
+
+        record(running.url, tmp_path / "two.flrec", "*/deleted", on_change=begun, timeout=_WITHIN_S)
+    with RecordingFile(tmp_path / "two.flrec") as file:
+        gone, stays = sorted(file.streams.values(), key=lambda stream: stream.id.source)
+    assert gone.end is not None and (gone.end.state, gone.end.reason) == ("aborted", "the stream was deleted")
+    assert stays.end is not None and (stays.end.state, stays.n_messages) == ("finished", 1)
+
+
+def test_the_recorder_says_what_it_waits_for_and_leaves_no_empty_file(running: RunningService, tmp_path: Path) -> None:
+    path = tmp_path / "misspelt.flrec"
+    with start("record", "eiger/scam", "-b", BEAMTIME, "-o", path, "--url", running.url) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == f"there is no stream {BEAMTIME}/eiger/scam yet; waiting for it\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=_WITHIN_S)
+    assert process.returncode == 130 and "no stream came" in err and not path.exists()
+
+
 def test_step_by_step(recording: Path, running: RunningService, tmp_path: Path) -> None:
     path = tmp_path / "steps.flrec"
     with Client(running.url) as client:
@@ -552,3 +582,8 @@ def test_step_by_step(recording: Path, running: RunningService, tmp_path: Path) 
         assert client.info("eiger", beamtime="steps", stream="steps").finished is False
         shell("replay", path, "--speed", "step", "--into", "steps", "--url", running.url, given="\n" * 5)
         assert everything(client, "eiger", "steps", "steps")[1] == "finished"
+        # Lines that are there before they are asked for: each is one message, also of the next turn.
+        shell(
+            "replay", path, "--speed", "step", "--loop", "2", "--into", "ahead", "--url", running.url, given="\n" * 10
+        )
+        assert everything(client, "eiger", "steps_2", "ahead")[1] == "finished"

@@ -13,6 +13,7 @@ from firstlight.cli._output import columns, note, number, print_json, progress, 
 from firstlight.errors import FirstlightError
 
 if TYPE_CHECKING:
+    from firstlight.model import StreamId
     from firstlight.pipeline import Recorded
 
 __all__ = ["record"]
@@ -56,7 +57,7 @@ def record(
     ):
         recorder = Recorder(
             client, writer, streams, follow=follow, timeout=timeout, on_bytes=step,
-            on_change=_say_json if as_json else _say,
+            on_change=_say_json if as_json else _say, on_absent=_say_absent,
         )  # fmt: skip
         try:
             recorder.run(stop)
@@ -66,8 +67,11 @@ def record(
 
 
 def _end(out: Path, found: list[Recorded], failed: FirstlightError | None, as_json: bool, *, interrupted: bool) -> None:
-    if failed is not None and not found:
+    if not found:
         out.unlink(missing_ok=True)  # there is nothing in it, and it would refuse the next attempt
+        if failed is None:
+            note(f"no stream came, so there is no {out}")
+            raise typer.Exit(130 if interrupted else 0)
         raise failed
     _report(out, found, as_json)
     if failed is not None:
@@ -92,6 +96,10 @@ def _say_json(stream: Recorded) -> None:
 def _say(stream: Recorded) -> None:
     if stream.state == "begun":
         note(f"recording {short(str(stream.id))}")
+
+
+def _say_absent(target: StreamId) -> None:
+    note(f"there is no stream {short(str(target))} yet; waiting for it")
 
 
 def _report(out: Path, found: list[Recorded], as_json: bool) -> None:

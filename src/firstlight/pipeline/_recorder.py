@@ -63,6 +63,8 @@ class Recorder:
         Seconds without any message after which it is given up; None waits for ever.
     on_change
         Called with a stream that begins or ends, from any thread.
+    on_absent
+        Called with a name for which there is no stream when the recorder begins.
     on_bytes
         Called with the bytes that the file grew by, from any thread.
 
@@ -83,6 +85,7 @@ class Recorder:
         follow: bool = False,
         timeout: float | None = None,
         on_change: Callable[[Recorded], object] = lambda stream: None,
+        on_absent: Callable[[StreamId], object] = lambda target: None,
         on_bytes: Callable[[int], object] = lambda n: None,
     ) -> None:
         self._client = client
@@ -91,6 +94,7 @@ class Recorder:
         self._follow = follow
         self._timeout = timeout
         self._on_change = on_change
+        self._on_absent = on_absent
         self._on_bytes = on_bytes
         self._stopping = threading.Event()
         self._heard_s = time.monotonic()
@@ -112,9 +116,14 @@ class Recorder:
         under_way: list[Future[None]] = []
         with ThreadPoolExecutor(_LIVE_AT_ONCE) as live, ThreadPoolExecutor(_FINISHED_AT_ONCE) as finished:
             try:
+                first = True
                 while not stop.is_set():
                     for info in self._new_streams():
                         under_way.append((finished if info.finished else live).submit(self._record, info))
+                    if first:
+                        first = False
+                        for target in self._absent():
+                            self._on_absent(target)
                     if self._is_over(under_way):
                         break
                     stop.wait(_SLICE_S)
@@ -162,11 +171,14 @@ class Recorder:
         for future in under_way:
             if future.done():
                 future.result()  # an error of one ends all: a full disk is full for everybody
-        missing = [target for target in self._targets if not any(_matches(stream, target) for stream in self.streams)]
+        missing = self._absent()
         over = not self._follow and not missing and all(future.done() for future in under_way)
         if not over and self._timeout is not None and time.monotonic() - self._heard_s > self._timeout:
             raise self._silence(missing)
         return over
+
+    def _absent(self) -> list[StreamId]:
+        return [target for target in self._targets if not any(_matches(stream, target) for stream in self.streams)]
 
     def _silence(self, missing: list[StreamId]) -> FirstlightError:
         if missing:
@@ -254,6 +266,9 @@ class _Lane:
             except StreamAbortedError as error:
                 self._write(gathered)
                 return EndEntry("aborted", error.values["reason"])
+            except StreamNotFoundError:  # those who read it already are told that it is aborted
+                self._write(gathered)
+                return EndEntry("aborted", "the stream was deleted")
             if message is None:
                 self._write(gathered)
                 return EndEntry("finished", next_stream=consumer.next_stream)

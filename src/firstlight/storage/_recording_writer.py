@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from firstlight.errors import ConfigurationError, StorageError
+from firstlight.errors import ConfigurationError, DiskFullError, StorageError
 from firstlight.model import Batch, Buffer, StreamId, runs_of
 from firstlight.storage._files import storage_error, sync_folder, write_all
 from firstlight.storage._recording_format import (
@@ -153,9 +153,15 @@ class RecordingWriter:
     def _write_at(self, at: int, pieces: Sequence[Buffer]) -> None:
         try:
             write_all(self._fd, [piece for piece in pieces if len(piece)], at, self.path)
-        except StorageError:
+        except StorageError as error:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, at)  # what is there stays readable, and the index finds some room
+            if isinstance(error, DiskFullError):
+                raise DiskFullError(
+                    f"cannot write to {self.path}: the disk is full; what is in the file can be read. Free some space "
+                    "and record the rest again",
+                    **error.values,
+                ) from error
             raise
 
     # -- the end ----------------------------------------------------------------------------------------------------

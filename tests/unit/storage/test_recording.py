@@ -222,7 +222,7 @@ def test_a_full_disk_leaves_what_was_whole(path: Path) -> None:
     number = out.begin(SCAN, created_ns=5)
     with room(4096):
         out.append(number, Batch.parse(batch_bytes([1], size=1000)))
-        with pytest.raises(DiskFullError, match=r"scan\.flrec: the disk is full"):
+        with pytest.raises(DiskFullError, match=r"scan\.flrec: the disk is full; what is in the file can be"):
             out.append(number, Batch.parse(batch_bytes([2], size=9000)))
         out.close()  # there is room for the index
     with RecordingFile(path) as file:
