@@ -46,7 +46,7 @@ from firstlight.live._tree import tree_of
 from firstlight.monitoring import PROMETHEUS_CONTENT_TYPE
 from firstlight.pipeline import Run, attachment
 
-__all__ = ["Answers", "error_handlers"]
+__all__ = ["Answers", "asks_for_page", "error_handlers"]
 
 #: An array or a file that is set as a parameter; anything else is far below.
 _MAX_BODY_BYTES = 256 << 20
@@ -81,7 +81,7 @@ class Answers:
 
     def routes(self) -> list[BaseRoute]:
         """All of them but the websocket."""
-        hsds = hsds_routes(self._opened)
+        hsds = hsds_routes(self.opened)
         self._root = next(route.endpoint for route in hsds if route.path == "/" and route.endpoint is not None)
         return [
             Route("/", self.root),
@@ -97,12 +97,13 @@ class Answers:
             Route("/api/v1/parameters", self.set_parameters, methods=["POST"]),
             Route("/api/v1/parameters/{name}", self.parameter),
             Route("/api/v1/parameters/{name}", self.set_parameter, methods=["PUT"]),
-            Mount("/h5grove", routes=grove_routes(self._opened)),
+            Mount("/h5grove", routes=grove_routes(self.opened)),
             *(route for route in hsds if route.path != "/"),
         ]
 
     @contextmanager
-    def _opened(self) -> Iterator[Group]:
+    def opened(self) -> Iterator[Group]:
+        """The tree."""
         run = self._snapshots.run
         yield tree_of(self._snapshots.latest(), run_facts(run) if run is not None else {})
 
@@ -110,7 +111,7 @@ class Answers:
 
     def root(self, request: Request) -> Response:
         """A page for browsers; h5pyd asks the same address for something else."""
-        if "domain" in request.query_params or "text/html" not in request.headers.get("accept", ""):
+        if not asks_for_page(request):
             answer: Response = self._root(request)
             return answer
         # Everything comes from here, and nothing may be put into frames of others.
@@ -212,6 +213,11 @@ class Answers:
         if kind == "text/plain":
             set_one = self._parameters.set_text
         return json_response(await run_in_threadpool(set_one, name, body))
+
+
+def asks_for_page(request: Request) -> bool:
+    """Whether a browser asks; h5pyd asks the same address for something else, and says for which file."""
+    return "domain" not in request.query_params and "text/html" in request.headers.get("accept", "")
 
 
 def _ready_json(text: bytes) -> Response:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import WebSocketRoute
+from starlette.routing import BaseRoute, WebSocketRoute
 
 from firstlight.broker import LOOPBACK_ORIGINS, Guard, HttpListener
 from firstlight.live._parameters import Parameters
 from firstlight.live._routes import Answers, error_handlers
 from firstlight.live._snapshots import Shown, Snapshots
 from firstlight.live._socket import LiveSocket
+from firstlight.live._stages import Stages
 
 __all__ = ["Server", "serve"]
 
@@ -27,13 +28,16 @@ logger = logging.getLogger(__name__)
 _START_WITHIN_S = 30.0
 
 
-def serve(shown: Shown, *, host: str = "127.0.0.1", port: int = 0, origins: Sequence[str] = ()) -> Server:
+def serve(
+    shown: Shown | Mapping[str, Shown], *, host: str = "127.0.0.1", port: int = 0, origins: Sequence[str] = ()
+) -> Server:
     """Show a run to whoever asks by HTTP: its views, its state, its parameters.
 
     Parameters
     ----------
     shown
-        A run, or runs one after another, as `firstlight.pipeline.follow` makes them.
+        A run, or runs one after another, as `firstlight.pipeline.follow` makes them; of several pipelines, as the
+        stages of a chain are, by name: each is then at ``/stages/NAME/``.
     host
         Address to listen on. There are no passwords: on another than loopback everybody who reaches it may look, set
         parameters and stop the run.
@@ -68,7 +72,7 @@ def serve(shown: Shown, *, host: str = "127.0.0.1", port: int = 0, origins: Sequ
 class Server:
     """Made by `serve`."""
 
-    def __init__(self, shown: Shown, *, host: str, port: int, origins: Sequence[str]) -> None:
+    def __init__(self, shown: Shown | Mapping[str, Shown], *, host: str, port: int, origins: Sequence[str]) -> None:
         self._listener = HttpListener(host, port, option="--view", what="views", websockets=True)
         self.url = self._listener.url
         self._app = _app(shown, host, origins)
@@ -115,16 +119,26 @@ class Server:
         self.close()
 
 
-def _app(shown: Shown, host: str, origins: Sequence[str]) -> Starlette:
-    snapshots = Snapshots(shown)
-    answers = Answers(shown, snapshots, Parameters(shown, snapshots))
-    socket = LiveSocket(snapshots, answers.run_now)
+def _app(shown: Shown | Mapping[str, Shown], host: str, origins: Sequence[str]) -> Starlette:
     cors = Middleware(
         CORSMiddleware, allow_origins=list(origins), allow_origin_regex=LOOPBACK_ORIGINS,
         allow_methods=["GET", "HEAD"], allow_headers=["*"], expose_headers=["ETag"],
     )  # fmt: skip
     return Starlette(
-        routes=[*answers.routes(), WebSocketRoute("/api/v1/live", socket.serve)],
+        routes=_stages(shown) if isinstance(shown, Mapping) else _alone(shown)[1],
         middleware=[Middleware(Guard, host=host, origins=origins), cors],
         exception_handlers=error_handlers(),
     )
+
+
+def _stages(shown: Mapping[str, Shown]) -> list[BaseRoute]:
+    parts = {name: _alone(stage) for name, stage in shown.items()}
+    stages = Stages({name: answers for name, (answers, _) in parts.items()})
+    return stages.routes(lambda name: parts[name][1])
+
+
+def _alone(shown: Shown) -> tuple[Answers, list[BaseRoute]]:
+    snapshots = Snapshots(shown)
+    answers = Answers(shown, snapshots, Parameters(shown, snapshots))
+    socket = LiveSocket(snapshots, answers.run_now)
+    return answers, [*answers.routes(), WebSocketRoute("/api/v1/live", socket.serve)]
