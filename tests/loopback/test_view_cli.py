@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,21 +75,34 @@ def firstlight_(folder: Path, *arguments: str, code: int = 0) -> tuple[str, str]
     return out, err
 
 
+CHAIN = """
+sources = ["eiger"]
+
+[stages.hits]
+pipeline = "mean.py:mean"
+"""
+
+
 @contextmanager
-def held(folder: Path) -> Iterator[str]:
+def held(folder: Path, target: str = "mean.py:mean") -> Iterator[str]:
     """The address of a run that is over, and shown until Ctrl-C."""
-    command = ("run", "mean.py:mean", "--from", "scan.flrec", "--view", "0", "--hold", "--json")
+    command = ("run", target, "--from", "scan.flrec", "--view", "0", "--hold", "--json")
+    said: list[str] = []
     with start(folder, *command) as process:
         try:
             assert process.stdout is not None
             serving = json.loads(process.stdout.readline())
             assert serving["event"] == "serving"
+            # With --json it says every half second how it goes on, until it is over.
+            reading = threading.Thread(target=lambda: said.extend(process.stdout or ()), daemon=True)
+            reading.start()
             yield serving["url"]
         finally:
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=_WITHIN_S)
-    assert process.returncode == 0, (out, err)
-    assert json.loads(out.splitlines()[-1])["views"]["n"]["value"] == _N
+            process.wait(_WITHIN_S)
+            reading.join(_WITHIN_S)
+    assert process.returncode == 0, said
+    assert json.loads(said[-1])["views"]["n"]["value"] == _N
 
 
 def lines(out: str) -> list[Any]:
@@ -106,6 +120,15 @@ def test_a_run_can_be_looked_at(folder: Path) -> None:
         (nothing,) = lines(firstlight_(folder, "view", url, "not there", "--json")[0])
         assert nothing["views"] == {}
         assert httpx.get(f"{url}/api/v1/run").json()["parameters_hash"]
+
+
+def test_a_chain_can_be_looked_at(folder: Path) -> None:
+    (folder / "chain.toml").write_text(CHAIN)
+    with held(folder, "chain.toml") as url:
+        (stage,) = httpx.get(f"{url}/api/v1/stages").json()
+        assert stage["name"] == "hits"
+        out, _ = firstlight_(folder, "view", url + stage["url"], "n", "--follow", "--json")
+        assert lines(out)[-1]["state"] == "finished" and lines(out)[-1]["views"]["n"]["value"] == _N
 
 
 @pytest.mark.parametrize(

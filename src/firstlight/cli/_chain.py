@@ -15,6 +15,7 @@ from firstlight.cli._connect import stop_on_signals
 from firstlight.cli._output import note, print_json
 from firstlight.cli._run import load_target, tell
 from firstlight.cli._scans import pass_on, tell_scan
+from firstlight.cli._served import held, served
 from firstlight.cli._stats import stats_line
 from firstlight.errors import ConfigurationError, PipelineError
 
@@ -101,26 +102,33 @@ def _converted(values: Any, kind: Any) -> Any:
         raise ConfigurationError(str(error)) from error
 
 
-def run_stages(chain: Chain, source: Source, *, as_json: bool) -> None:
+def run_stages(chain: Chain, source: Source, *, as_json: bool, view: str | None = None, hold: bool = False) -> None:
     """Run a chain to the end of its streams, one line for each stage, and leave with the exit code that it deserves."""
     from firstlight.pipeline import run_chain
 
-    drawn = 0
-    with stop_on_signals() as stop, run_chain(chain, source) as running:
-        for stats in running:
-            if stop.is_set():
-                running.stop()
-            if as_json and running.state == "running":
-                facts = {name: {"state": running.runs[name].state} | found.facts() for name, found in stats.items()}
-                print_json({"state": running.state, "stages": facts})
-            elif sys.stderr.isatty() and not as_json:
-                drawn = _draw([stats_line(name, found) for name, found in stats.items()], drawn)
+    with stop_on_signals() as stop, run_chain(chain, source) as running, served(running.runs, view, as_json=as_json):
+        _watch(running, stop, as_json=as_json)
+        held(stop, hold=hold)
     for name, run in running.runs.items():
         tell(run, as_json, stage=name)
     _leave(running)
 
 
-def follow_stages(chain: Chain, live: Live, *, first: First, n_scans: int | None, as_json: bool) -> None:
+def _watch(running: ChainRun, stop: threading.Event, *, as_json: bool) -> None:
+    drawn = 0
+    for stats in running:
+        if stop.is_set():
+            running.stop()
+        if as_json and running.state == "running":
+            facts = {name: {"state": running.runs[name].state} | found.facts() for name, found in stats.items()}
+            print_json({"state": running.state, "stages": facts})
+        elif sys.stderr.isatty() and not as_json:
+            drawn = _draw([stats_line(name, found) for name, found in stats.items()], drawn)
+
+
+def follow_stages(
+    chain: Chain, live: Live, *, first: First, n_scans: int | None, as_json: bool, view: str | None = None
+) -> None:
     """Run a chain on scan after scan until somebody stops it, or there were enough; a line for each stage of each."""
     from firstlight.pipeline import follow_chain
 
@@ -130,11 +138,12 @@ def follow_stages(chain: Chain, live: Live, *, first: First, n_scans: int | None
         threading.Thread(target=pass_on, args=(stop, over, scans), name="stop on signals", daemon=True).start()
         note(f"waiting for streams {live.stream} of {', '.join(chain.sources)}")
         try:
-            for stage, scan in scans:
-                n_bad += tell_scan(scan, as_json=as_json, stage=stage)
-                ended[stage] += 1
-                if n_scans is not None and min(ended.values()) >= n_scans:
-                    scans.stop()
+            with served(scans.stages, view, as_json=as_json):
+                for stage, scan in scans:
+                    n_bad += tell_scan(scan, as_json=as_json, stage=stage)
+                    ended[stage] += 1
+                    if n_scans is not None and min(ended.values()) >= n_scans:
+                        scans.stop()
         finally:
             over.set()
         if stop.is_set():

@@ -15,7 +15,7 @@ from firstlight.cli._connect import stop_on_signals
 from firstlight.cli._options import Beamtime, Json, Url
 from firstlight.cli._output import columns, duration, note, print_json
 from firstlight.cli._scans import BeginWith, Follow, Scans, run_scans
-from firstlight.cli._served import Hold, ViewAt, check_hold, served
+from firstlight.cli._served import Hold, ViewAt, check_hold, held, served
 from firstlight.cli._stats import stats_line
 from firstlight.cli._views import view_facts, view_text
 from firstlight.errors import ConfigurationError, FirstlightError, PipelineError
@@ -39,7 +39,6 @@ __all__ = [
 #: Errors whose tracebacks are shown at the end of a run that skips them.
 _SHOWN_ERRORS = 3
 _NAMED_IDS = 10
-_HOLD_S = 0.2
 
 
 def run(
@@ -114,22 +113,23 @@ def run(
     from firstlight.cli._chain import follow_stages, load_any, run_stages
     from firstlight.pipeline import Chain
 
+    check_hold(view, hold=hold)
     loaded = load_any(target)
     if isinstance(loaded, Chain):
-        if workers or parameters or skip_errors or tags or hang_after is not None or view is not None:
+        if workers or parameters or skip_errors or tags or hang_after is not None:
             raise ConfigurationError(
-                f"--workers, --tag, --hang-after, --set, --skip-errors and --view are about one pipeline, and {target} "
+                f"--workers, --tag, --hang-after, --set and --skip-errors are about one pipeline, and {target} "
                 "has several: say it there, to its stages"
             )
         if scans is not None:
             _check_alone(stream, segments, hold=hold)
             pattern = live_of(scans, beamtime, url, group, timeout)
-            return follow_stages(loaded, pattern, first=_first(first), n_scans=n_scans, as_json=as_json)
-        return run_stages(loaded, source_of(stream, segments, beamtime, url, group, timeout), as_json=as_json)
+            return follow_stages(loaded, pattern, first=_first(first), n_scans=n_scans, as_json=as_json, view=view)
+        source = source_of(stream, segments, beamtime, url, group, timeout)
+        return run_stages(loaded, source, as_json=as_json, view=view, hold=hold)
     pipeline = loaded.with_parameters(**settings(parameters or []))
     if skip_errors:
         pipeline = dataclasses.replace(pipeline, on_error="skip")
-    check_hold(view, hold=hold)
     executor = _executor(workers, hang_after, _tags(tags or []))
     if scans is not None:
         _check_alone(stream, segments, hold=hold)
@@ -307,8 +307,7 @@ def follow(
         running.target = target
         with served(running, view, as_json=as_json):
             _watch(running, stop, as_json)
-            while hold and not stop.wait(_HOLD_S):
-                pass
+            held(stop, hold=hold)
     return running
 
 

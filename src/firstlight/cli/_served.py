@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
@@ -12,11 +12,14 @@ from firstlight.cli._output import note, print_json
 from firstlight.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    import threading
     from contextlib import AbstractContextManager
 
     from firstlight.live import Shown
 
-__all__ = ["Hold", "ViewAt", "check_hold", "served"]
+__all__ = ["Hold", "ViewAt", "check_hold", "held", "served"]
+
+_HOLD_S = 0.2
 
 ViewAt: TypeAlias = Annotated[
     str | None,
@@ -31,13 +34,13 @@ Hold: TypeAlias = Annotated[
 ]
 
 
-def served(shown: Shown, at: str | None, *, as_json: bool) -> AbstractContextManager[None]:
+def served(shown: Shown | Mapping[str, Shown], at: str | None, *, as_json: bool) -> AbstractContextManager[None]:
     """Show it at this place, if one was given."""
     return _served(shown, at, as_json=as_json) if at is not None else nullcontext()
 
 
 @contextmanager
-def _served(shown: Shown, at: str, *, as_json: bool) -> Iterator[None]:
+def _served(shown: Shown | Mapping[str, Shown], at: str, *, as_json: bool) -> Iterator[None]:
     from firstlight.live import serve
 
     host, port = _place(at)
@@ -60,3 +63,9 @@ def check_hold(at: str | None, *, hold: bool) -> None:
     """Refuse ``--hold`` without anything to hold."""
     if hold and at is None:
         raise ConfigurationError("--hold goes on showing what --view shows; name a port: --view 8420")
+
+
+def held(stop: threading.Event, *, hold: bool) -> None:
+    """Go on until Ctrl-C, if that was asked for."""
+    while hold and not stop.wait(_HOLD_S):
+        pass
