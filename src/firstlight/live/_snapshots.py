@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -112,12 +112,13 @@ class Snapshots:
         Who asks again within this gets the same snapshot.
     """
 
-    def __init__(self, shown: Shown, *, every_s: float = 0.2) -> None:
+    def __init__(self, shown: Shown, *, every_s: float = 0.2, clock: Callable[[], float] = time.monotonic) -> None:
         self._shown = shown
+        self._clock = clock
         self._every_s = every_s
         self._lock = threading.Lock()
         self._latest = Snapshot()
-        self._next_s = 0.0
+        self._next_s = clock()
         self._run: Run | None = None
         self._seen_version = 0
 
@@ -134,10 +135,10 @@ class Snapshots:
     def latest(self) -> Snapshot:
         """What is shown now; waits while somebody else is looking, and takes what he found."""
         with self._lock:
-            began_s = time.monotonic()
+            began_s = self._clock()
             if began_s >= self._next_s:
                 self._look()
-                took_s = time.monotonic() - began_s
+                took_s = self._clock() - began_s
                 # Views that take long to make hold up the run: whoever looks may cost it a tenth of its time.
                 pause_s = took_s / _SHARE if took_s > _QUICK_S else 0.0
                 self._next_s = began_s + max(self._every_s, pause_s)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from typing import Any
 
 import numpy as np
@@ -145,24 +144,29 @@ def test_many_ask_at_once_and_the_reducer_is_asked_once() -> None:
 
 
 def test_views_that_take_long_are_asked_for_less_often() -> None:
+    now_s = 0.0
+
     class Slow(Shows):
         def snapshot(self) -> dict[str, View]:
-            while time.monotonic() < until:
-                pass
-            return super().snapshot()
+            nonlocal now_s
+            now_s += 0.5
+            return {"n": Scalar(now_s)}
+
+    def begun() -> Run:
+        running = run(Pipeline("p", inputs=["eiger"], worker=one, reducer=Slow), items(2), on=Inline())
+        running.result()
+        return running
 
     chain = Chain()
-    snapshots = Snapshots(chain, every_s=0.0)
-    slow = Pipeline("p", inputs=["eiger"], worker=one, reducer=Slow)
-    until = 0.0
-    chain.current = run(slow, items(2), on=Inline())
-    chain.current.result()
-    until = time.monotonic() + 0.05
-    shown = snapshots.latest()
-    chain.current = run(slow, items(2), on=Inline())
-    chain.current.result()
-    # Half a second has to pass; far less has.
-    assert snapshots.latest() is shown
+    snapshots = Snapshots(chain, clock=lambda: now_s)
+    chain.current = begun()
+    first = snapshots.latest()
+    assert first.views["n"].view == Scalar(0.5)
+    chain.current = begun()
+    now_s = 4.9  # what took half a second is asked for again after five
+    assert snapshots.latest() is first
+    now_s = 5.1
+    assert snapshots.latest().views["n"].view == Scalar(5.6)
 
 
 # -- the tree ---------------------------------------------------------------------------------------------------------
