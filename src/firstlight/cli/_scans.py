@@ -14,10 +14,12 @@ from firstlight.cli._output import duration, note, print_json
 from firstlight.cli._served import served
 from firstlight.cli._stats import stats_line
 from firstlight.cli._views import view_facts
+from firstlight.errors import FirstlightError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from firstlight.model import View
     from firstlight.pipeline import ChainFollowing, Executor, First, Following, Live, Pipeline, Run
 
 __all__ = ["BeginWith", "Follow", "Scans", "pass_on", "run_scans", "tell_scan"]
@@ -96,10 +98,10 @@ def _watch(scan: Run, *, as_json: bool) -> None:
 
 def tell_scan(scan: Run, *, as_json: bool, stage: str | None = None) -> bool:
     """A line for the scan, or for one stage of it; returns whether something was wrong with it."""
+    views = _views_of(scan) if as_json else {}
     stats = scan.stats
     name = _name(scan) if stage is None else f"{_name(scan)} {stage}"
     if as_json:
-        views = scan.views() if scan.state != "failed" else {}
         error = None if scan.error is None else scan.error.text
         print_json(
             {"stream": _name(scan)}
@@ -112,4 +114,16 @@ def tell_scan(scan: Run, *, as_json: bool, stage: str | None = None) -> bool:
         print(f"{stats_line(name, stats)}  ({scan.state} after {duration(stats.elapsed_s)})", flush=True)
         if scan.error is not None:
             note(f"{name}: {scan.error}")
+    for shown in stats.last_errors:
+        if shown.index is None:  # what events had is in their numbers, and `note_replay` says where to look
+            note(f"{name}: {shown.error.text}")
     return scan.error is not None or bool(stats.parked) or bool(stats.lost)
+
+
+def _views_of(scan: Run) -> Mapping[str, View]:
+    if scan.state == "failed":
+        return {}
+    try:
+        return scan.views()
+    except FirstlightError:
+        return {}  # it is among the errors of the scan, and no reason not to go on with the next one

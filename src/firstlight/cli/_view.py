@@ -33,7 +33,7 @@ def view(
 ) -> None:
     """Show the views of a running pipeline, each in a line.
 
-    With --json one line {"state", "events", "views"} each time; of pictures it tells the shape only.
+    With --json one line {"state", "events", "views", "error"} each time; of pictures it tells the shape only.
     """
     for state, run, views in _shown(url, names or [], every):
         _print(run | {"state": state}, views, as_json)
@@ -95,8 +95,11 @@ def _print(run: dict[str, Any], views: dict[str, View], as_json: bool) -> None:
     stats = run.get("stats", {})
     if as_json:
         facts = {name: view_facts(found) for name, found in views.items()}
-        print_json({"state": run["state"], "events": stats.get("events", 0), "views": facts})
+        error = run.get("views_error") or None
+        print_json({"state": run["state"], "events": stats.get("events", 0), "views": facts, "error": error})
         return
     note(f"{run.get('pipeline', 'pipeline')}: {run['state']}, {number(stats.get('events', 0))} events")
+    if run.get("views_error"):
+        note(run["views_error"])
     if views:
         print(columns([(name, view_text(found)) for name, found in views.items()]), flush=True)

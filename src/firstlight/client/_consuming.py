@@ -415,7 +415,9 @@ class ConsumerCore:
             If this consumer acknowledges nothing.
         """
         if self.reading.ack == "none":
-            raise StreamError(f"{self.stream} is not read in a group here; there is nothing to acknowledge", id=message_id)
+            raise StreamError(
+                f"{self.stream} is not read in a group here; there is nothing to acknowledge", id=message_id
+            )
         self._outlet.settler(self)(message_id, nack_delay_s)
 
     def settle_range(self, first: int, last: int) -> None:

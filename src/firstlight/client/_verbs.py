@@ -213,7 +213,9 @@ def had(group: str | None, start: str | int, have: Iterable[tuple[int, int]]) ->
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"have= takes stretches of ids, [(first, last), ...]: {error}") from error
     if found and (group is not None or start == "latest"):
-        raise ConfigurationError("have= is for consumers without a group, which remembers it, and not for start='latest'")
+        raise ConfigurationError(
+            "have= is for consumers without a group, which remembers it, and not for start='latest'"
+        )
     return found
 
 

@@ -125,6 +125,11 @@ class Following:
         except FirstlightError:
             self._stack.close()
             raise
+        if self._upcoming.left_out:
+            logger.warning(
+                "%s is under way and left out: scans that begin from now on are worked on (first='open' takes it, too)",
+                self._upcoming.left_out[-1],
+            )
         self._scans = self._run(client)
 
     # -- for the user -----------------------------------------------------------------------------------------------

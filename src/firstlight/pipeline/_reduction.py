@@ -447,9 +447,11 @@ class Reduction:
                 views = dict(self.reducer.snapshot())
             except Exception as error:  # user code
                 # Several may ask, and more often than anything changes: it is one failure.
-                self._counts.errors += self._failed_at != self._changes
+                failure = reducer_error(self._pipeline, "when it was asked for its views", error)
+                if self._failed_at != self._changes:
+                    self._note_view_failure(failure)
                 self._failed_at = self._changes
-                raise reducer_error(self._pipeline, "when it was asked for its views", error) from error
+                raise failure from error
         for name, view in views.items():
             if not isinstance(view, View):
                 raise PipelineError(
@@ -457,6 +459,13 @@ class Reduction:
                     "wrap it into Image, Line, Scalar or another View"
                 )
         return views
+
+    def _note_view_failure(self, failure: WorkerError) -> None:
+        self._counts.errors += 1
+        words = UserError(failure.values["error_type"], failure.text, failure.values["traceback_text"])
+        # The same words a hundred times would push those of events out.
+        if EventError(None, words) not in self._counts.last_errors:
+            self._counts.last_errors.append(EventError(None, words))
 
     def stats(self) -> Stats:
         """The numbers now."""

@@ -40,6 +40,8 @@ class Upcoming:
         self._waiting: deque[str] = deque()
         self._others: set[str] = set()
         self._hinted = ""
+        #: Streams that were under way at the first look, and are not gone to.
+        self.left_out: list[str] = []
 
     def look(self, streams: Iterable[_Known]) -> None:
         """These streams are there; others may have been seen before."""
@@ -53,7 +55,8 @@ class Upcoming:
                 self._waiting.appendleft(known.stream)
                 self._hinted = ""
             elif not self._wanted(known):
-                continue
+                if not known.finished and fnmatchcase(known.stream, self._pattern):
+                    self.left_out.append(known.stream)
             elif fnmatchcase(known.stream, self._pattern):
                 self._waiting.append(known.stream)
             else:

@@ -18,7 +18,11 @@ from firstlight.errors import FirstlightError
 
 VERBS = ["serve", "status", "ls", "info", "tail", "produce", "consume", "cursor", "delete", "inspect"]
 VERBS += ["connect", "simulate", "config", "token"]
-VERBS += [name for name in ("run", "set", "view", "debug", "demo", "bench") if importlib.util.find_spec(f"firstlight.cli._{name}")]
+VERBS += [
+    name
+    for name in ("run", "set", "view", "debug", "demo", "bench")
+    if importlib.util.find_spec(f"firstlight.cli._{name}")
+]
 
 
 @pytest.mark.parametrize(

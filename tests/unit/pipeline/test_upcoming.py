@@ -33,6 +33,7 @@ def test_where_to_begin(first: First, streams: list[str]) -> None:
     upcoming.look(before)
     upcoming.look([*before, Known("scan_4", 9, finished=True), Known("scan_3", 8)])
     assert taken(upcoming) == streams
+    assert upcoming.left_out == (["scan_2"] if first == "next" else [])
 
 
 def test_each_stream_once_unless_it_was_made_again() -> None:

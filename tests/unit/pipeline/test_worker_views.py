@@ -103,3 +103,18 @@ def test_what_fails_ends_a_run_that_stops_at_errors() -> None:
     work()
     with pytest.raises(WorkerError, match="when it was asked for its views: RuntimeError: no ink"):
         look.look()
+
+
+class NoPicture(Collect):
+    def snapshot(self) -> Any:
+        raise RuntimeError("no paper")
+
+
+def test_a_reducer_that_cannot_show_itself_is_told_once_however_often_it_is_asked() -> None:
+    running = run(Pipeline("p", inputs=["eiger"], worker=Counts(), reducer=NoPicture), items(3), on=Inline())
+    running.result()
+    for _ in range(3):
+        with pytest.raises(WorkerError, match="no paper"):
+            running.views()
+    (told,) = running.stats.last_errors
+    assert told.index is None and "no paper" in told.error.text and running.stats.errors == 1
