@@ -594,7 +594,7 @@ def test_ctrl_c_stops_a_run_in_order(shell: Shell) -> None:
         (["above_file.py:above"], 2, "say which stream"),
         (["above_file.py:above", "--stream", "x", "--set", "n_bins=3"], 2, "has no parameter 'n_bins'"),
         (["above_file.py:above", "--stream", "x", "--set", "threshold=many"], 2, "threshold cannot be 'many'"),
-        (["above_file.py:above", "--stream", "x", "--set", "threshold"], 2, "--set takes FIELD=VALUE"),
+        (["above_file.py:above", "--stream", "x", "--set", "threshold"], 2, "is set by FIELD=VALUE"),
         (["above_file.py:above", "--stream", "x", "--group", "g"], 2, "cannot continue run 'g'"),
         (["above_file.py:above", "--segments", "."], 2, "no segment file"),
         (["broken_file.py:above", "--stream", "x"], 2, "cannot import 'broken_file': ZeroDivisionError"),

@@ -93,8 +93,10 @@ def test_scans_are_followed_with_a_line_for_each(shell: Shell) -> None:
         for number in (1, 2):
             send(client, f"scan_{number}")
         send(client, "dark_1")
+    np.save(shell.folder / "mask.npy", np.array([True]))
     for workers in ("0", "2"):
-        with shell.run("--follow", "scan_*", "--first", "all", "--scans", "2", "-w", workers, "--json") as process:
+        arguments = ["--follow", "scan_*", "--first", "all", "--scans", "2", "-w", workers, "--set", "mask=@mask.npy"]
+        with shell.run(*arguments, "--json") as process:
             out, err = process.communicate(timeout=_WITHIN_S)
         assert process.returncode == 0, err
         lines = [json.loads(line) for line in out.splitlines()]
@@ -152,7 +154,7 @@ def test_parameters_are_changed_from_another_terminal(shell: Shell, tmp_path: Pa
         ),
         (["run", "above_file.py:above", "--follow", "*", "--view", "0", "--hold"], "leave --hold out"),
         (["set", "ftp://x", "a=1"], "is no address of views"),
-        (["set", "localhost:1", "a"], "write NAME=VALUE, not 'a'"),
+        (["set", "localhost:1", "a"], "is set by FIELD=VALUE, not 'a'"),
         (["set", "localhost:1", "a=@nowhere.npy"], "cannot read nowhere.npy: No such file"),
     ],
 )

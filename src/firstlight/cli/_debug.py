@@ -212,7 +212,7 @@ class _Attached:
 
     at: str
     target: str | None
-    parameters: dict[str, str]
+    parameters: dict[str, str | bytes]
     url: str | None
 
     def work(self, call: _Caller, indices: Sequence[int], last: int | None) -> int:

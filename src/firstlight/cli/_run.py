@@ -70,7 +70,9 @@ def run(
     ] = 0,
     parameters: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Set a parameter of the worker; repeatable."),
+        typer.Option(
+            "--set", metavar="FIELD=VALUE", help="Set a parameter of the worker, FIELD=@FILE.npy an array; repeatable."
+        ),
     ] = None,
     group: Annotated[
         str | None, typer.Option("--group", "-g", help="Name the run; the same name continues it (needs --workers).")
@@ -236,15 +238,22 @@ def _import(name: str, folder: Path) -> Any:
         raise ConfigurationError(f"cannot import {name!r}: {type(error).__name__}: {error}", module=name) from error
 
 
-def settings(given: list[str]) -> dict[str, str]:
-    """What ``--set FIELD=VALUE`` gives."""
-    found = {}
+def settings(given: list[str]) -> dict[str, str | bytes]:
+    """What ``--set FIELD=VALUE`` gives: text, or of ``FIELD=@FILE`` the content of the file."""
+    found: dict[str, str | bytes] = {}
     for setting in given:
         name, equals, value = setting.partition("=")
         if not equals or not name:
-            raise ConfigurationError(f"--set takes FIELD=VALUE, not {setting!r}")
-        found[name] = value
+            raise ConfigurationError(f"a parameter is set by FIELD=VALUE, not {setting!r}")
+        found[name] = _content(Path(value[1:])) if value.startswith("@") else value
     return found
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror}", path=str(path)) from error
 
 
 def source_of(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from firstlight.cli._options import Json
 from firstlight.cli._output import columns, print_json, timestamp
+from firstlight.cli._run import settings as settings_of
 from firstlight.errors import ConfigurationError, ConnectionLostError, PipelineError, RemoteProtocolError
 
 __all__ = ["set_parameters"]
@@ -34,8 +34,10 @@ def set_parameters(
     set together or, if one of them does not fit, not at all; contents of files one by one.
     """
     at = _address(url)
-    values, files = _sorted_out(settings or [])
-    now = _ask(at, "GET", "") if not (values or files) else {}
+    given = settings_of(settings or [])
+    values = {name: value for name, value in given.items() if isinstance(value, str)}
+    files = {name: value for name, value in given.items() if isinstance(value, bytes)}
+    now = _ask(at, "GET", "") if not given else {}
     if values:
         now = _ask(at, "POST", "", json.dumps(values).encode(), "application/json")
     for name, content in files.items():
@@ -54,26 +56,6 @@ def _address(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigurationError(f"{url!r} is no address of views; it looks like http://localhost:8420")
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}/api/v1/parameters"
-
-
-def _sorted_out(settings: list[str]) -> tuple[dict[str, str], dict[str, bytes]]:
-    values, files = {}, {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not equals or not name:
-            raise ConfigurationError(f"write NAME=VALUE, not {setting!r}")
-        if value.startswith("@"):
-            files[name] = _content(Path(value[1:]))
-        else:
-            values[name] = value
-    return values, files
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigurationError(f"cannot read {path}: {error.strerror}", path=str(path)) from error
 
 
 def _ask(at: str, method: str, place: str, body: bytes | None = None, kind: str = "") -> dict[str, Any]:
