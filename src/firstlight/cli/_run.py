@@ -6,7 +6,7 @@ import importlib
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
@@ -26,14 +26,31 @@ if TYPE_CHECKING:
     from firstlight.pipeline import Chain, Executor, First, Live, Pipeline, Run, Source, Stats
 
 __all__ = [
+    "HangAfter",
+    "Tags",
+    "executor_of",
     "fail",
+    "first_of",
     "follow",
+    "live_of",
     "load_pipeline",
     "load_target",
     "run",
     "settings",
     "source_of",
+    "tags_of",
     "tell",
+]
+
+HangAfter: TypeAlias = Annotated[
+    float | None,
+    typer.Option(
+        "--hang-after", metavar="SECONDS", help="Replace a worker process that is longer than this at one event."
+    ),
+]
+Tags: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--tag", metavar="TAG=NUMBERS", help="Worker processes with a tag: `gpu=0,1`; repeatable."),
 ]
 
 #: Errors whose tracebacks are shown at the end of a run that skips them.
@@ -83,14 +100,8 @@ def run(
     skip_errors: Annotated[
         bool, typer.Option("--skip-errors", help="Park events whose worker raises, whatever the pipeline says.")
     ] = False,
-    hang_after: Annotated[
-        float | None,
-        typer.Option(metavar="SECONDS", help="Replace a worker process that is longer than this at one event."),
-    ] = None,
-    tags: Annotated[
-        list[str] | None,
-        typer.Option("--tag", metavar="TAG=NUMBERS", help="Worker processes with a tag: `gpu=0,1`; repeatable."),
-    ] = None,
+    hang_after: HangAfter = None,
+    tags: Tags = None,
     beamtime: Beamtime = None,
     url: Url = None,
     as_json: Json = False,
@@ -126,18 +137,18 @@ def run(
         if scans is not None:
             _check_alone(stream, segments, hold=hold)
             pattern = live_of(scans, beamtime, url, group, timeout)
-            return follow_stages(loaded, pattern, first=_first(first), n_scans=n_scans, as_json=as_json, view=view)
+            return follow_stages(loaded, pattern, first=first_of(first), n_scans=n_scans, as_json=as_json, view=view)
         source = source_of(stream, segments, beamtime, url, group, timeout)
         return run_stages(loaded, source, as_json=as_json, view=view, hold=hold)
     pipeline = loaded.with_parameters(**settings(parameters or []))
     if skip_errors:
         pipeline = dataclasses.replace(pipeline, on_error="skip")
-    executor = _executor(workers, hang_after, _tags(tags or []))
+    executor = executor_of(workers, hang_after, tags_of(tags or []))
     if scans is not None:
         _check_alone(stream, segments, hold=hold)
         pattern = live_of(scans, beamtime, url, group, timeout)
         return run_scans(
-            pipeline, pattern, executor, first=_first(first), n_scans=n_scans, as_json=as_json, view=view,
+            pipeline, pattern, executor, first=first_of(first), n_scans=n_scans, as_json=as_json, view=view,
             target=_absolute(target), parameters=parameters or [],
         )  # fmt: skip
     source = source_of(stream, segments, beamtime, url, group, timeout)
@@ -154,7 +165,7 @@ def _check_alone(stream: str | None, segments: Path | None, *, hold: bool) -> No
         raise ConfigurationError("--follow goes on by itself; leave --hold out")
 
 
-def _first(given: str) -> First:
+def first_of(given: str) -> First:
     if given not in ("next", "open", "all"):
         raise ConfigurationError(f"--first is next, open or all, not {given!r}")
     return given  # type: ignore[return-value]
@@ -284,7 +295,7 @@ def live_of(stream: str, beamtime: str | None, url: str | None, group: str | Non
     return Live(url or DEFAULT_URL, beamtime=beamtime or DEFAULT_BEAMTIME, stream=stream, group=group, timeout=timeout)
 
 
-def _executor(workers: int, hang_after_s: float | None, tags: dict[str, list[int]]) -> Executor:
+def executor_of(workers: int, hang_after_s: float | None, tags: dict[str, list[int]]) -> Executor:
     from firstlight.pipeline import Inline, Processes
 
     if workers:
@@ -294,7 +305,7 @@ def _executor(workers: int, hang_after_s: float | None, tags: dict[str, list[int
     return Inline()
 
 
-def _tags(given: list[str]) -> dict[str, list[int]]:
+def tags_of(given: list[str]) -> dict[str, list[int]]:
     """What ``--tag TAG=NUMBERS`` gives."""
     try:
         return {

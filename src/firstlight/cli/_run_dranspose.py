@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from firstlight.cli._connect import stop_on_signals
 from firstlight.cli._options import Beamtime, Json, Url, check_extra
 from firstlight.cli._output import note
-from firstlight.cli._run import fail, follow, tell
+from firstlight.cli._run import HangAfter, Tags, executor_of, fail, first_of, follow, live_of, tags_of, tell
+from firstlight.cli._scans import BeginWith, Follow, Scans, run_scans
+from firstlight.cli._served import ViewAt
 from firstlight.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from firstlight.gateways.dranspose import Ingesting, NextStreams, Payload
-    from firstlight.pipeline import Executor, Pipeline, Source
+    from firstlight.pipeline import Executor, Pipeline
 
 __all__ = ["MODULES", "run_dranspose"]
 
@@ -39,9 +41,8 @@ def run_dranspose(
     workers: Annotated[
         int, typer.Option("--workers", "--nworkers", min=0, help="Processes; 0 runs in this one, for the debugger.")
     ] = 2,
-    tags: Annotated[
-        list[str] | None, typer.Option("--tag", metavar="TAG=0,1", help="Workers that have a tag; repeatable.")
-    ] = None,
+    tags: Tags = None,
+    hang_after: HangAfter = None,
     files: Annotated[
         list[Path] | None,
         typer.Option(
@@ -57,6 +58,9 @@ def run_dranspose(
         str | None,
         typer.Option("--stream", metavar="NAME", help="Run on the streams of this name.", rich_help_panel=_LIVE),
     ] = None,
+    scans: Follow = None,
+    first: BeginWith = "next",
+    n_scans: Scans = None,
     inputs: Annotated[
         list[str] | None,
         typer.Option("--input", metavar="SOURCE", help="A source of the service; repeatable.", rich_help_panel=_LIVE),
@@ -95,73 +99,64 @@ def run_dranspose(
     keep_alive: Annotated[
         bool, typer.Option("--keep-alive", help="Go on serving after the end, until Ctrl-C.", rich_help_panel=_HTTP)
     ] = False,
+    view: ViewAt = None,
     as_json: Json = False,
 ) -> None:
     """Run a worker and a reducer class of dranspose, unmodified.
 
-    On recordings or a source class it runs to the end. With --stream it runs on the streams of that name in the service, and
-    with --controller-port it waits for trigger maps, and runs scan after scan. Classes are looked for in the working
-    directory, too. Ctrl-C lets the events under way finish.
+    On recordings or a source class it runs to the end. With --stream it runs on the streams of that name in the service,
+    with --follow on scan after scan as they come, and with --controller-port on a scan for each trigger map that is
+    posted. Classes are looked for in the working directory, too. Ctrl-C lets the events under way finish.
     """
     check_extra("running payloads of dranspose", "dranspose", MODULES)
     from firstlight.gateways.dranspose import Payload, read_parameters
 
     values = read_parameters(parameters) if parameters is not None else {}
-    executor = _executor(workers, tags or [])
+    executor = executor_of(workers, hang_after, tags_of(tags or []))
     with Payload(worker, reducer, parameters=values) as payload:
         if controller_port is not None:
-            _refuse("--controller-port", {"--from": files or more_files, "--source": source, "--stream": stream})
+            from_elsewhere = {"--from": files or more_files, "--source": source, "--stream": stream, "--follow": scans}
+            _refuse("--controller-port", from_elsewhere | {"--view": view})
             feed = _feed(inputs or [], ingesters or [], settings or [], beamtime, url)
             _serve_scans(payload, feed, executor, host, controller_port, port)
             return
         _refuse("without --controller-port", {"--ingester": ingesters, "--set": settings})
-        pipeline, events = _one_scan(
-            payload, [*(files or []), *(more_files or [])], source, stream, inputs or [], beamtime, url
-        )
+        every = [*(files or []), *(more_files or [])]
+        pipeline, events = _events(payload, every, source, stream, scans, inputs or [], beamtime, url)
         with _served(payload, host, port, keep_alive):
-            running = follow(pipeline, events, executor, as_json)
+            if scans is not None:
+                return run_scans(
+                    pipeline, events, executor, first=first_of(first), n_scans=n_scans, as_json=as_json, view=view,
+                    target=None, parameters=[],
+                )  # fmt: skip
+            running = follow(pipeline, events, executor, as_json, view=view)
             tell(running, as_json)
     fail(running)
 
 
-def _refuse(what: str, given: dict[str, object]) -> None:
+def _refuse(what: str, given: Mapping[str, object]) -> None:
     if unfit := [option for option, value in given.items() if value]:
         raise ConfigurationError(f"{what} does not go with {', '.join(unfit)}")
 
 
-def _one_scan(
-    payload: Payload, files: list[Path], target: str | None, stream: str | None, inputs: list[str],
+def _events(
+    payload: Payload, files: list[Path], target: str | None, stream: str | None, scans: str | None, inputs: list[str],
     beamtime: str | None, url: str | None,
-) -> tuple[Pipeline, Source]:  # fmt: skip
-    from firstlight.client import DEFAULT_URL
+) -> tuple[Pipeline, Any]:  # fmt: skip
+    """The pipeline, and the source of its events: a `Live` unless it is files or a class."""
     from firstlight.gateways.dranspose import Cbors, Generators
-    from firstlight.model import DEFAULT_BEAMTIME
-    from firstlight.pipeline import Live
 
-    chosen = [option for option, given in (("--from", files), ("--source", target), ("--stream", stream)) if given]
+    sources = {"--from": files, "--source": target, "--stream": stream, "--follow": scans}
+    chosen = [option for option, given in sources.items() if given]
     if len(chosen) != 1:
-        wanted = "--from FILE.cbors, --source MODULE:CLASS, --stream NAME or --controller-port"
+        wanted = "--from FILE.cbors, --source MODULE:CLASS, --stream NAME, --follow PATTERN or --controller-port"
         raise ConfigurationError(f"say where events come from: one of {wanted}, not {' and '.join(chosen) or 'none'}")
-    if stream is None:
+    name = stream or scans
+    if name is None:
         return payload.pipeline(), Cbors(files) if target is None else Generators(target)
     if not inputs:
         raise ConfigurationError("say which sources belong to an event: --input SOURCE, once for each")
-    return payload.pipeline(inputs), Live(url or DEFAULT_URL, beamtime=beamtime or DEFAULT_BEAMTIME, stream=stream)
-
-
-def _executor(workers: int, tags: list[str]) -> Executor:
-    from firstlight.pipeline import Inline, Processes
-
-    named = {}
-    for given in tags:
-        tag, _, numbers = given.partition("=")
-        if not tag or not all(number.isdecimal() for number in numbers.split(",")):
-            raise ConfigurationError(f"--tag takes TAG=NUMBER,NUMBER, not {given!r}")
-        named[tag] = [int(number) for number in numbers.split(",")]
-    if workers:
-        return Processes(workers, tags=named)
-    _refuse("--workers 0", {"--tag": named})
-    return Inline()
+    return payload.pipeline(inputs), live_of(name, beamtime, url, None, None)
 
 
 def _feed(
@@ -224,21 +219,21 @@ def _wait_for_signal() -> None:
 def _serve_scans(
     payload: Payload, feed: Ingesting | NextStreams, executor: Executor, host: str, port: int, reducer_port: int | None
 ) -> None:
-    from firstlight.gateways.dranspose import LogKeeper, Scans, WebServer, controller_app, reducer_app
+    from firstlight.gateways import dranspose as gateway
     from firstlight.pipeline import Processes
 
     if not isinstance(executor, Processes):
         raise ConfigurationError("scans run in processes: --workers 1 or more")
-    logs = LogKeeper()
+    logs = gateway.LogKeeper()
     logging.getLogger().addHandler(logs)
     with ExitStack() as stack:
         stack.callback(logging.getLogger().removeHandler, logs)
-        scans = Scans(payload, feed, executor)
+        scans = gateway.Scans(payload, feed, executor)
         stack.callback(scans.close)
-        apps = [(controller_app(scans, logs), port, "--controller-port")]
+        apps = [(gateway.controller_app(scans, logs), port, "--controller-port")]
         if reducer_port is not None:
-            apps.append((reducer_app(payload), reducer_port, "--port"))
-        web = stack.enter_context(WebServer(apps, host=host))
+            apps.append((gateway.reducer_app(payload), reducer_port, "--port"))
+        web = stack.enter_context(gateway.WebServer(apps, host=host))
         for what, where in zip(("the controller", "what the reducer publishes"), web.urls, strict=False):
             note(f"{what}: {where}")
         _wait_for_signal()

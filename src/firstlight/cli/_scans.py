@@ -47,7 +47,7 @@ _LOOK_EVERY_S = 0.2
 
 def run_scans(
     pipeline: Pipeline, source: Live, executor: Executor, *, first: First, n_scans: int | None, as_json: bool,
-    view: str | None, target: str, parameters: Sequence[str],
+    view: str | None, target: str | None, parameters: Sequence[str],
 ) -> None:  # fmt: skip
     """Follow scans until somebody stops it, or there were enough; a line for each."""
     from firstlight.pipeline import follow

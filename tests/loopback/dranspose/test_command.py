@@ -134,6 +134,24 @@ def test_streams_of_the_service(types: Callable[..., Typed], service: ThreadServ
     assert [views[f"results/{n}"]["text"] for n in range(3)] == [str({"camera": n, "panda": n}) for n in range(3)]
 
 
+def test_scan_after_scan_as_they_come(types: Callable[..., Typed], service: ThreadService) -> None:
+    command = types(
+        "-w", "own_payloads:FrameNumbers", "-r", "own_payloads:Lists", "--follow", "scan_*", "--scans", "2",
+        "--input", "camera", "--url", service.url, "--workers", "1", "--json",
+    )  # fmt: skip
+    until(lambda: any("waiting for streams" in line for line in command.said) or command.process.poll())
+    with Client(service.url) as client:
+        for scan in (1, 2):
+            with client.produce("camera", stream=f"scan_{scan:04}") as out:
+                out.send(np.zeros((2, 2), np.uint16))
+    code, out = command.end()
+    assert code == 0, command.said
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [(line["stream"], line["results"]) for line in lines] == [("scan_0001", 1), ("scan_0002", 1)]
+    # The context of the reducer is from scan to scan the same.
+    assert [line["views"]["scans"]["value"] for line in lines] == [1, 2]
+
+
 def test_scans_by_trigger_map(types: Callable[..., Typed], service: ThreadService) -> None:
     detector = Pusher("tcp://127.0.0.1:0", waiting=100)
     try:
@@ -174,7 +192,7 @@ def test_scans_by_trigger_map(types: Callable[..., Typed], service: ThreadServic
         ([*OWN, "-f", "tests/data/dump_xrd.cbors", *SCANNED], "not --from and --source"),
         ([*OWN, "--stream", "scan"], "--input SOURCE"),
         ([*OWN, *SCANNED, "--keep-alive"], "does not go with --keep-alive"),
-        ([*OWN, *SCANNED, "--tag", "gpu"], "TAG=NUMBER"),
+        ([*OWN, *SCANNED, "--tag", "gpu"], "TAG=NUMBERS"),
         ([*OWN, "--controller-port", "0"], "--ingester"),
         ([*OWN, "--controller-port", "0", "--ingester", "camera"], "STREAM=MODULE:CLASS"),
         ([*OWN, "--controller-port", "0", "-f", "x.cbors"], "does not go with --from"),
