@@ -11,62 +11,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
 import firstlight
 from firstlight.client import Client
 from firstlight.errors import ConfigurationError
-from firstlight.model import Event, View
-from firstlight.pipeline import Combine, Live, Pipeline, Processes, Scalar, run
+from firstlight.pipeline import Live, Processes, run
 from firstlight.testing import RunningService
 from firstlight.testing._pipeline_contract import Collect, frame
+from loopback.checkpoint_pipelines import PIPELINES, Sum, summing, value
 
 _WITHIN_S = 60.0
-
-
-def value(index: int) -> float:
-    """What event `index` adds: sums of these are exact, and tell which events are in them."""
-    return float(index) + 2.0 ** -(index % 20)
-
-
-@dataclass(frozen=True)
-class Value:
-    """Takes a moment, so that there is something to interrupt."""
-
-    pause_s: float = 0.003
-
-    def __call__(self, event: Event) -> float:
-        time.sleep(self.pause_s)
-        return value(event.index)
-
-
-@dataclass
-class Sum:
-    """Adds up floats; `added` counts what this process has added."""
-
-    total: float = 0.0
-    n: int = 0
-    added: ClassVar[int] = 0
-
-    def add(self, index: int, result: float) -> None:
-        self.total += result
-        self.n += 1
-        type(self).added += 1
-
-    def merge(self, other: Sum) -> None:
-        self.total += other.total
-        self.n += other.n
-
-    def snapshot(self) -> dict[str, View]:
-        return {"total": Scalar(self.total)}
-
-
-def summing(**more: Any) -> Pipeline:
-    return Pipeline("sums", **{"inputs": ["eiger"], "worker": Value(), "reducer": Sum} | more)
 
 
 def send(url: str, ids: range, stream: str, *names: str) -> None:
@@ -180,35 +138,19 @@ def test_a_reducer_that_cannot_be_saved_does_without(service: Any, caplog: pytes
 # -- kills ------------------------------------------------------------------------------------------------------------
 
 _SCRIPT = """
-import importlib
 import sys
-from firstlight.pipeline import Combine, Live, Processes, run
+from firstlight.pipeline import Live, Processes, run
 sys.path.insert(0, sys.argv[3])
-here = importlib.import_module(sys.argv[5])
+from loopback.checkpoint_pipelines import PIPELINES
 
 if __name__ == "__main__":
-    pipeline = getattr(here, sys.argv[4])()
+    pipeline = PIPELINES[sys.argv[4]]()
     source = Live(sys.argv[1], stream=sys.argv[2], group="night", timeout=60.0, checkpoint_s=0.02)
     running = run(pipeline, source, on=Processes(2, prefetch=4))
     for stats in running:
         print(stats.results, flush=True)
     running.result()
 """
-
-
-def two() -> Pipeline:
-    return summing(inputs=["eiger", "pilatus"])
-
-
-def combined() -> Pipeline:
-    return summing(combine=Combine(events=12, seconds=0.1))
-
-
-def combined_two() -> Pipeline:
-    return summing(inputs=["eiger", "pilatus"], combine=Combine(events=12, seconds=0.1))
-
-
-PIPELINES = {"summing": summing, "two": two, "combined": combined, "combined_two": combined_two}
 
 
 @pytest.fixture
@@ -226,9 +168,7 @@ def real_service(tmp_path: Path) -> Iterator[RunningService]:
 
 def begin(script: Path, url: str, which: str) -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": str(Path(firstlight.__file__).parents[1])}
-    # Under the name that it has here: the worker's is part of the hash of its parameters.
-    root = Path(__file__).parents[__name__.count(".")]
-    command = [sys.executable, str(script), url, "scan", str(root), which, __name__]
+    command = [sys.executable, str(script), url, "scan", str(Path(__file__).parents[1]), which]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 
@@ -262,7 +202,7 @@ def test_a_run_that_is_killed_again_and_again_gives_the_same_answer(service: Any
     pipeline = PIPELINES[which]()
     send(service.url, ids, "scan", *pipeline.inputs)
     chance = random.Random(which)
-    for _ in range(5):
+    for _ in range(3):
         before = n_results(service.url)
         with begin(script, service.url, which) as process:
             wait_for_more(service.url, before, process)

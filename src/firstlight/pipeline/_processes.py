@@ -29,7 +29,7 @@ from firstlight.pipeline._live import Live
 from firstlight.pipeline._parameters import ParameterSet
 from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._pool import Gone, Pool, Said
-from firstlight.pipeline._records import Record, UserError, from_wire, numbers_of
+from firstlight.pipeline._records import Record, UserError, WireRecord, from_wire, numbers_of
 from firstlight.pipeline._results import Results
 from firstlight.pipeline._run import Executor, OnView, Run
 from firstlight.pipeline._sources import Ended, Source
@@ -385,7 +385,7 @@ class ProcessesRun(Run):
             case Reported(records):
                 for wire in records:
                     self._reduction.take(from_wire(wire, self.pipeline.results))
-                crew.settled(said.number, [number for wire in records for number in numbers_of(wire)])
+                self._reported(said.number, records, crew)
             case Settled(indices):
                 crew.settled(said.number, indices)
             case Worked(numbers):
@@ -409,14 +409,25 @@ class ProcessesRun(Run):
         known = self.pipeline.combine is not None and bool(self._stored_of([(index, index)]))
         pool.say(number, Answer(index, None if known else self._verdict(index), known))
 
-    def _stored(self, number: int, stretches: list[tuple[int, int]], pool: Pool, crew: Crew) -> None:
-        """A worker has stored combined records: they count if nobody had stored one of these events before."""
-        known = self._stored_of(stretches)
-        again = Ranges(stretches)
+    def _reported(self, number: int, records: Sequence[WireRecord], crew: Crew) -> None:
+        if self.pipeline.combine is None:
+            crew.settled(number, [record[0] for record in records])
+            return
+        every = Ranges((one, one) for record in records for one in numbers_of(record))
+        self._settle(number, every, self._reduction.seen_of(every), crew)
+
+    def _settle(self, number: int, every: Ranges, known: Ranges, crew: Crew) -> None:
+        """Of what a worker has put down these count; others have to be worked on again."""
+        again = every.copy()
         for first, last in known:
             again.discard(first, last)
         crew.settled(number, _every(known))
         crew.again(number, _every(again))
+
+    def _stored(self, number: int, stretches: list[tuple[int, int]], pool: Pool, crew: Crew) -> None:
+        """A worker has stored combined records: they count if nobody had stored one of these events before."""
+        known = self._stored_of(stretches)
+        self._settle(number, Ranges(stretches), known, crew)
         pool.say(number, Known(list(known)))
 
     def _stored_of(self, stretches: list[tuple[int, int]]) -> Ranges:

@@ -728,6 +728,13 @@ class PipelineContract:
         assert (stats.results, stats.events, stats.empty, stats.duplicates) == (58, 58, 0, 0)
         assert list(stats.missing["eiger"]) == [(7, 8)] and stats.lag == 0
 
+    def test_an_event_for_everyone_counts_once_beside_combined_ones(self) -> None:
+        align = ByTriggerMap({"eiger": ["broadcast", *[True] * 19]})
+        pipeline = self.reducing(Kept, align=align, combine=Combine(events=4))
+        running = self.run(pipeline, ContractData.of(range(1, 21)))
+        assert sorted(running.result().indices) == list(range(1, 21))
+        assert (running.stats.results, running.stats.events, running.stats.duplicates) == (20, 20, 0)
+
     def test_events_without_a_result_are_counted_beside_combined_ones(self) -> None:
         pipeline = self.reducing(
             Kept, SomeHaveNone(raises_at=(5, 20)), on_error="skip", max_attempts=2, combine=Combine(events=5)
