@@ -251,6 +251,18 @@ def test_an_output_that_was_given_up_is_not_taken_for_whole(service: ThreadServi
         run(finder(), live(service), on=Processes(1)).result(_WITHIN_S)
 
 
+def test_a_deleted_output_is_made_again_from_the_beginning(service: ThreadService, beam: Client) -> None:
+    send(beam, n=20, keep=Keep.DISK)
+    failing = Pipeline("find", inputs=["eiger"], worker=Fails, reducer=Collect, output="hits")
+    run(failing, live(service), on=Processes(1)).join(_WITHIN_S)
+    with pytest.raises(ConfigurationError, match="makes room for others"):
+        run(finder(), live(service), on=Processes(1)).result(_WITHIN_S)
+    beam.delete("hits", stream="scan_0042")
+    again = run(finder(), live(service), on=Processes(1))
+    assert again.result(_WITHIN_S).found.keys() == {7, 17}
+    assert beam.info("hits", stream="scan_0042").n_messages == 20 == again.stats.events
+
+
 def test_what_is_gone_when_the_second_looks_is_lost_and_counted(service: ThreadService, beam: Client) -> None:
     send(beam, n=40, keep=Keep.MEMORY)
     run(finder(), live(service), on=Processes(1)).result(_WITHIN_S)

@@ -307,9 +307,10 @@ class ProcessesRun(Run):
             self._sendable = _pickled_pipeline(self.pipeline)
             self._reduction.retune(self.pipeline.parameters)
         if finished and earlier and given.hash not in [parameters.hash for parameters in earlier]:
+            another = self._results.another if self._results is not None else ""
             raise ConfigurationError(
                 f"run {self._label!r} of pipeline {self.pipeline.name!r} is finished, and its results were made with other "
-                "parameters; choose another group to have them made again",
+                f"parameters; {another}",
                 group=self._label,
             )
         if not earlier or self.pipeline.parameters_hash != earlier[-1].hash:

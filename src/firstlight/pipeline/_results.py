@@ -17,6 +17,7 @@ from firstlight.errors import (
 )
 from firstlight.model import Message, Ranges, StreamId
 from firstlight.pipeline._checkpoint import Checkpoints
+from firstlight.pipeline._history import ParameterHistory
 from firstlight.pipeline._live import Live
 from firstlight.pipeline._parameters import plain
 from firstlight.pipeline._pipeline import Pipeline
@@ -80,13 +81,13 @@ class Results:
                 self._client, self.stream, self._pipeline, self._reduction, live.checkpoint_s
             )
         if earlier is None:
+            self._forget_deleted(live)
             self._producer = self._client.produce(self.stream.source, header=header, finish=False, **self._where)
             return
         if (earlier.get("worker"), earlier.get("inputs")) != (header["worker"], header["inputs"]):
             raise ConfigurationError(
                 f"run {live.group!r} of pipeline {self._pipeline.name!r} was begun with another worker or other inputs "
-                f"({earlier.get('worker')} on {earlier.get('inputs')}); choose another group, so that their results do "
-                "not mix",
+                f"({earlier.get('worker')} on {earlier.get('inputs')}); {self.another}",
                 group=live.group,
             )
         if earlier.get("combined") != header["combined"]:
@@ -98,8 +99,7 @@ class Results:
         info = self._client.info(self.stream.source, **self._where)
         if info.aborted is not None and self._pipeline.output:
             raise ConfigurationError(
-                f"{self.stream} was given up by an earlier run ({info.aborted}); "
-                f"`firstlight delete {self.stream.source}/{self.stream.stream}` makes room for another one",
+                f"{self.stream} was given up by an earlier run ({info.aborted}); {self.another}",
                 stream=str(self.stream),
             )
         self.finished = info.finished
@@ -107,6 +107,28 @@ class Results:
             self._ids = self._checkpoints.restore(info.n_messages)
         if not self.finished:
             self._producer = self._client.produce(self.stream.source, finish=False, **self._where)
+
+    def _forget_deleted(self, live: Live) -> None:
+        """What a run of this name has left whose results were deleted: that it was done counts no more."""
+        if live.group is None:
+            return
+        for source in (f"{self._pipeline.name}.checkpoints", ParameterHistory(self._client, self.stream).stream.source):
+            self._client.delete(source, **self._where)
+        for name in self._pipeline.inputs:
+            where: dict[str, Any] = {"beamtime": live.beamtime, "stream": live.stream}
+            try:
+                known = [group.group for group in self._client.groups(name, **where)]
+            except StreamNotFoundError:
+                continue
+            if live.group in known:
+                self._client.reset(name, live.group, **where)
+
+    @property
+    def another(self) -> str:
+        """What to do so that results of different kinds do not mix."""
+        if self._pipeline.output:
+            return f"`firstlight delete {self.stream.source}/{self.stream.stream}` makes room for others"
+        return "choose another group, so that their results do not mix"
 
     def _earlier(self) -> dict[str, Any] | None:
         """The header of a run of the same label."""
