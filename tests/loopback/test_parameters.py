@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,23 @@ def test_without_a_service_as_well() -> None:
     found = running.result(_WITHIN_S).found
     assert sorted(found) == list(range(1, _N + 1))
     assert {value - index for index, value in found.items()} == {0, 1000}
+
+
+class Told(Collect):
+    """A reducer that wants to know."""
+
+    shifts: tuple[int, ...] = ()
+
+    def retune(self, parameters: Mapping[str, Any]) -> None:
+        self.shifts += (parameters["shift"],)
+
+
+def test_the_reducer_is_told(service: Any) -> None:
+    pipeline = Pipeline("told", inputs=["eiger"], worker=Shifted(), reducer=Told)
+    running = run(pipeline, send(service, "told", 40), on=Processes(1, prefetch=1))
+    wait(running, 3)
+    running.set_parameters(shift=7)
+    assert running.result(_WITHIN_S).shifts == (0, 7)
 
 
 def test_a_new_worker_process_has_the_newest(service: Any, tmp_path: Path) -> None:

@@ -57,8 +57,8 @@ from firstlight.pipeline._graph import Graph, Node, as_mermaid, as_text, graph_o
 from firstlight.pipeline._graph_svg import as_svg
 from firstlight.pipeline._inline import Inline
 from firstlight.pipeline._live import Live
-from firstlight.pipeline._parameters import Parameter, ParameterKind, ParameterSet, ParameterSpec
-from firstlight.pipeline._pipeline import Pipeline, Worker
+from firstlight.pipeline._parameters import Parameter, ParameterKind, ParameterSet, ParameterSpec, Retunes
+from firstlight.pipeline._pipeline import Pipeline, Resets, Worker
 from firstlight.pipeline._processes import Processes
 from firstlight.pipeline._recorder import Recorded, Recorder
 from firstlight.pipeline._recording import Recording
@@ -138,7 +138,9 @@ __all__ = [
     "Reducers",
     "Reference",
     "Replayed",
+    "Resets",
     "Resolves",
+    "Retunes",
     "Rows",
     "Run",
     "Saves",
