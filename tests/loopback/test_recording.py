@@ -26,8 +26,11 @@ from firstlight.errors import (
     StreamNotFoundError,
     StreamTimeoutError,
 )
-from firstlight.model import ArraySpec, Compression, Keep, Message, Policy, StreamId, encode
+from firstlight.model import ArraySpec, Compression, Keep, Message, Policy, Ranges, StreamId, encode
 from firstlight.pipeline import (
+    Align,
+    ByIndex,
+    ByKey,
     Due,
     Executor,
     Inline,
@@ -422,6 +425,22 @@ def test_the_answer_is_the_same_live_recorded_replayed_and_permuted(running: Run
             found = run(pipeline, source, on=on).result(_WITHIN_S)
             assert sorted(found.indices) == list(ids)
             np.testing.assert_allclose(found.total, expected)
+
+
+@pytest.mark.parametrize("align", [ByIndex(), ByKey("number")], ids=["index", "key"])
+def test_a_damaged_message_loses_its_event_and_no_other(align: Align, tmp_path: Path) -> None:
+    path = record_data(tmp_path / "scan.flrec", ContractData.of(range(1, 6), "eiger", "pilatus"))
+    with RecordingFile(path) as file:
+        (offset,) = {int(line["offset"]) for line in file.rows if line["first_id"] == 3 and line["stream_no"] == 1}
+        blob_at = offset + 64 + file.batch_at(offset).header.blobs_offset
+    with path.open("r+b") as raw:
+        raw.seek(blob_at)
+        raw.write(b"\xff\xff")
+    pipeline = Pipeline("rows", inputs=["eiger", "pilatus"], worker=RowMeans(), reducer=MeanRows, align=align)
+    for on in (Inline(), Processes(1)):
+        running = run(pipeline, Recording(path), on=on)
+        assert sorted(running.result(60.0).indices) == [1, 2, 4, 5]
+        assert running.stats.lost == Ranges([(3, 3)]) and "checksum" in running.stats.last_errors[0].error.text
 
 
 # -- the command line -------------------------------------------------------------------------------------------------

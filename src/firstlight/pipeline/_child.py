@@ -22,8 +22,6 @@ from firstlight.client import Client
 from firstlight.errors import (
     ConfigurationError,
     FirstlightError,
-    MessageEvictedError,
-    MessageNotFoundError,
     PipelineError,
 )
 from firstlight.model import Ranges
@@ -37,6 +35,7 @@ from firstlight.pipeline._outlets import CombinedOutlet, Outlet, PipeOutlet, Str
 from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._records import Record, WireRecord, lost_record, to_wire
 from firstlight.pipeline._settling import Settler
+from firstlight.pipeline._sources import LOST
 from firstlight.pipeline._step import Step, told
 from firstlight.pipeline._steps import Steps
 from firstlight.pipeline._talk import (
@@ -364,7 +363,7 @@ class _Work:
     ) -> tuple[Record, WireRecord | None, Mapping[str, Any]]:
         try:
             messages = task.load()
-        except (MessageEvictedError, MessageNotFoundError) as error:
+        except LOST as error:
             record = lost_record(task.index, error, share=task.share, width=self._width)
             return record, self._to_wire(record), {}
         while self._retunes:

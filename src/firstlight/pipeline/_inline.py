@@ -14,8 +14,6 @@ from typing import Any
 from firstlight.errors import (
     ConfigurationError,
     FirstlightError,
-    MessageEvictedError,
-    MessageNotFoundError,
     StreamAbortedError,
     WorkerError,
 )
@@ -26,7 +24,7 @@ from firstlight.pipeline._parameters import ParameterSet
 from firstlight.pipeline._pipeline import Pipeline, Resets
 from firstlight.pipeline._records import Record, lost_record
 from firstlight.pipeline._run import Executor, OnView, Run
-from firstlight.pipeline._sources import Arrival, AtHand, Ended, OpenSource, Source, Tidings, looked_at
+from firstlight.pipeline._sources import LOST, Arrival, AtHand, Ended, OpenSource, Source, Tidings, looked_at
 from firstlight.pipeline._step import Step, divided
 from firstlight.pipeline._steps import Steps
 from firstlight.pipeline._wanted import Wanted
@@ -237,7 +235,7 @@ class InlineRun(Run):
         self._reduction.formed(action, parts)
         try:
             messages = at_hand.take(action)
-        except (MessageEvictedError, MessageNotFoundError) as error:
+        except LOST as error:
             for part in parts:
                 self._take(lost_record(part.index, error, share=part.share, width=self.pipeline.width))
             return

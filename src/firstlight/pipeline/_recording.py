@@ -7,7 +7,7 @@ import logging
 import time
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firstlight.errors import ConfigurationError, CorruptError, MessageNotFoundError, StreamNotFoundError
-from firstlight.model import Dataset, Message, StreamId
+from firstlight.model import Batch, Dataset, Message, StreamId
 from firstlight.pipeline._forward import Reference
 from firstlight.pipeline._pace import Pace
 from firstlight.pipeline._sources import Arrival, Ended, Found, Tidings
@@ -187,7 +187,12 @@ class OpenRecording:
 
     def fetch(self, ids: Mapping[str, int]) -> dict[str, Found]:
         """The messages of an event, not copied."""
-        return {name: self._found(self._tables[name], number) for name, number in ids.items()}
+        batch_at = self._file.batch_at
+        return {name: self._found(self._tables[name], number, batch_at) for name, number in ids.items()}
+
+    def look(self, name: str, number: int) -> Found:
+        """A message for who wants its metadata only: its blob is not read, and may be damaged."""
+        return self._found(self._tables[name], number, self._file.head_at)
 
     def resolve(self, reference: Reference) -> Found:
         """A message of any stream in the file."""
@@ -199,17 +204,17 @@ class OpenRecording:
                     f"{stream} is not in {self._file.path}, but referred to there", id=reference.id
                 )
             self._others[stream] = _Table(self._file, number, self._file.streams[number])
-        return self._found(self._others[stream], reference.id)
+        return self._found(self._others[stream], reference.id, self._file.batch_at)
 
-    def _found(self, table: _Table, number: int) -> Found:
+    def _found(self, table: _Table, number: int, batch_at: Callable[[int], Batch]) -> Found:
         places = table.places(number)
         if not places:
             raise MessageNotFoundError(f"there is no message {number} of {table.stream.id} in the file", id=number)
-        messages = [self._message(table.stream.id, number, place) for place in places]
+        messages = [self._message(table.stream.id, number, place, batch_at) for place in places]
         return messages[0] if messages[0].parts <= 1 else Dataset(messages)
 
-    def _message(self, stream: StreamId, number: int, place: _Place) -> Message:
-        batch = self._file.batch_at(place.offset)
+    def _message(self, stream: StreamId, number: int, place: _Place, batch_at: Callable[[int], Batch]) -> Message:
+        batch = batch_at(place.offset)
         row = batch.row(place.row) if place.row < batch.n_messages else None
         if row is None or row.id != number:  # whoever made the index, it is the batch that counts
             raise CorruptError(

@@ -16,7 +16,13 @@ from typing import Any, Protocol, Self, SupportsIndex, TypeAlias, runtime_checka
 import msgspec
 import numpy as np
 
-from firstlight.errors import ConfigurationError, DataError, MessageEvictedError, MessageNotFoundError
+from firstlight.errors import (
+    ConfigurationError,
+    CorruptError,
+    DataError,
+    MessageEvictedError,
+    MessageNotFoundError,
+)
 from firstlight.model import (
     DATA_FORMAT,
     ArraySpec,
@@ -33,6 +39,7 @@ from firstlight.pipeline._align_values import Descriptor, Ready
 from firstlight.pipeline._forward import Reference, Resolves
 
 __all__ = [
+    "LOST",
     "Arrival",
     "AtHand",
     "Coming",
@@ -53,6 +60,9 @@ __all__ = [
 Found: TypeAlias = Message | Dataset
 
 _MAX_ID = 2**63 - 1
+
+#: A message is not to be had: its event is lost, and the others go on.
+LOST = (CorruptError, MessageEvictedError, MessageNotFoundError)
 Fetch: TypeAlias = Callable[[Mapping[str, int]], dict[str, Found]]
 
 
@@ -109,6 +119,14 @@ class OpenSource(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close it."""
+
+
+@runtime_checkable
+class Looks(Protocol):
+    """An open source that can show a message without reading all of it."""
+
+    def look(self, name: str, number: int) -> Found:
+        """A message of the input `name` for its metadata and times; its blob may be damaged. Raises as `fetch` does."""
 
 
 class Coming(Protocol):
@@ -234,12 +252,14 @@ def looked_at(align: Align, told: Arrival, opened: OpenSource) -> tuple[Descript
     """What an aligner wants to know of a message, and the message where somebody has it."""
     if not align.looks_inside:
         return Descriptor(told.id), told.message
-    message = told.message
-    if message is None:
-        try:
-            message = opened.fetch({told.name: told.id})[told.name]
-        except (MessageEvictedError, MessageNotFoundError):
-            return Descriptor(told.id, n_rows=-1), None  # it belongs to an event, but nobody can tell to which
+    if told.message is not None:
+        return align.describe(told.name, told.message), told.message
+    try:
+        if isinstance(opened, Looks):
+            return align.describe(told.name, opened.look(told.name, told.id)), None
+        message = opened.fetch({told.name: told.id})[told.name]
+    except LOST:
+        return Descriptor(told.id, n_rows=-1), None  # it belongs to an event, but nobody can tell to which
     return align.describe(told.name, message), message
 
 

@@ -50,7 +50,7 @@ class Stats:
     parked
         Events that were given up after so many attempts, or whose result the reducer did not take.
     lost
-        Events whose messages were no longer held when their turn came.
+        Events whose messages were no longer held when their turn came, or are damaged in their file.
     duplicates
         Second copies of records, dropped.
     complete

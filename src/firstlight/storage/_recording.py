@@ -135,6 +135,7 @@ class RecordingFile:
         self.problem = ""
         self.n_dropped = 0
         self._batches: dict[int, Batch] = {}
+        self._heads: dict[int, Batch] = {}
         self._end = self.size
         try:
             self.created_ns = self._check_header()
@@ -267,12 +268,19 @@ class RecordingFile:
         CorruptError
             If there is no whole batch.
         """
-        batch = self._batches.get(offset)
+        return self._known(self._batches, offset, self._verified)
+
+    def head_at(self, offset: int) -> Batch:
+        """As `batch_at`, for who wants ids, times and metadata only: blobs are not read, and may be damaged."""
+        return self._known(self._heads, offset, self._verified_head)
+
+    def _known(self, known: dict[int, Batch], offset: int, read: Callable[[int], Batch]) -> Batch:
+        batch = known.get(offset)
         if batch is None:
-            batch = self._verified(offset)
-            if len(self._batches) >= _MAX_BATCHES_KNOWN:
-                self._batches.clear()
-            self._batches[offset] = batch
+            batch = read(offset)
+            if len(known) >= _MAX_BATCHES_KNOWN:
+                known.clear()
+            known[offset] = batch
         return batch
 
     def batch_of(self, line: np.void) -> Batch:
@@ -293,15 +301,25 @@ class RecordingFile:
         return batch
 
     def _verified(self, offset: int) -> Batch:
+        batch = self._verified_head(offset)
+        try:
+            self._check_body(read_entry_header(self.view, offset))
+        except DataError as error:
+            raise self._corrupt(offset, error) from error
+        return batch
+
+    def _verified_head(self, offset: int) -> Batch:
         try:
             entry = read_entry_header(self.view, offset)
             self._head(entry)
-            self._check_body(entry)
             if entry.kind != EntryKind.BATCH:
                 raise DataError("the entry holds no messages")
             return self._parsed(entry)
         except DataError as error:
-            raise CorruptError(f"{self.path} at byte {offset}: {error}", path=str(self.path), offset=offset) from error
+            raise self._corrupt(offset, error) from error
+
+    def _corrupt(self, offset: int, error: DataError) -> CorruptError:
+        return CorruptError(f"{self.path} at byte {offset}: {error}", path=str(self.path), offset=offset)
 
     def _check_body(self, entry: Entry) -> None:
         body = self.view[entry.payload_at + entry.head_size : entry.payload_at + entry.size]
@@ -342,6 +360,7 @@ class RecordingFile:
     def close(self) -> None:
         """Unmap the file; views of it that somebody still holds stay valid until they go."""
         self._batches.clear()
+        self._heads.clear()
         self.view = memoryview(b"")
         with contextlib.suppress(BufferError):
             self._map.close()

@@ -149,6 +149,15 @@ def test_a_run_looks_after_itself_while_it_waits(tmp_path: Path) -> None:
     assert running.state == "stopped" and time.monotonic() - began < 30
 
 
+def test_metadata_are_looked_at_without_reading_blobs(tmp_path: Path) -> None:
+    path = record_data(tmp_path / "scan.flrec", ContractData.of([1, 2]))
+    with Recording(path).open(["eiger"]) as opened:
+        opened._file._check_body = None  # type: ignore[method-assign, assignment]  # nobody may call it
+        assert opened.look("eiger", 2).meta["number"] == 2
+        with pytest.raises(MessageNotFoundError):
+            opened.look("eiger", 3)
+
+
 def test_pace_keeps_intervals_and_never_waits_for_the_past() -> None:
     now = [10.0]
     pace = Pace(2.0, clock=lambda: now[0])
