@@ -127,7 +127,7 @@ def test_an_event_of_a_recording_is_worked_on_alone(
 
 def test_an_event_that_there_is_not_is_an_error(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(place.command(place.one, "--event", 7, "--timeout", 1)) == 4
-    assert main(place.command(place.key, "--event", 7, "--timeout", 1)) == 4
+    assert main(place.command(place.key, "--event", 7, "--timeout", 60)) == 4
     assert "event 7 of pipeline 'bad' was not formed: its inputs are over, with 6 events" in capsys.readouterr().err
     assert main(place.command(place.one)) == 2 and main(place.command(place.one, "--last", 3)) == 2
 
