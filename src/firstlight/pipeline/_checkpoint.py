@@ -36,6 +36,8 @@ _VERSION = 1
 _TRIED = 4
 #: Of all runs of a pipeline together: older ones are of use only if the newest is damaged.
 _KEPT_BYTES = 1 << 30
+#: Of the time of the thread that reduces: a large state is stored less often than it is asked for.
+_MAX_PART = 0.05
 
 
 class _Meta(msgspec.Struct):
@@ -114,9 +116,11 @@ class Checkpoints:
 
     def look(self, ids: Ranges) -> None:
         """Store a checkpoint if it is time; `ids` are those of the results that were reduced."""
-        if time.monotonic() >= self._due_s:
+        began_s = time.monotonic()
+        if began_s >= self._due_s:
             self.store(ids)
-            self._due_s = time.monotonic() + self._every_s
+            now_s = time.monotonic()
+            self._due_s = now_s + max(self._every_s, (now_s - began_s) / _MAX_PART)
 
     def store(self, ids: Ranges) -> None:
         """Store a checkpoint, unless nothing has changed since the last one."""
