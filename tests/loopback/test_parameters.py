@@ -20,7 +20,7 @@ from firstlight.pipeline import Event, Live, Pipeline, Processes, Run, from_mess
 from firstlight.testing._pipeline_contract import Collect, ContractData, frame
 
 _WITHIN_S = 60.0
-_N = 80
+_N = 120
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Shifted:
 
     shift: int = 0
     weights: NDArray[np.float64] | None = None
-    pause_s: float = 0.01
+    pause_s: float = 0.02
 
     def __call__(self, event: Event) -> int:
         time.sleep(self.pause_s)
@@ -75,7 +75,7 @@ def test_each_result_tells_what_made_it(service: Any) -> None:
         kept = list(client.consume("shifted.parameters", stream=info.stream))
         assert [message.id for message in kept] == [1, 2]
         assert [message.meta["hash"] for message in kept] == [first.hash, second.hash]
-        assert kept[1].meta["values"] == {"shift": 1000, "weights": [0.5, 1.0], "pause_s": 0.01}
+        assert kept[1].meta["values"] == {"shift": 1000, "weights": [0.5, 1.0], "pause_s": 0.02}
 
 
 def test_without_a_service_as_well() -> None:
@@ -98,7 +98,7 @@ class Told(Collect):
 
 def test_the_reducer_is_told(service: Any) -> None:
     pipeline = Pipeline("told", inputs=["eiger"], worker=Shifted(), reducer=Told)
-    running = run(pipeline, send(service, "told", 40), on=Processes(1, prefetch=1))
+    running = run(pipeline, send(service, "told", 80), on=Processes(1, prefetch=1))
     wait(running, 3)
     running.set_parameters(shift=7)
     assert running.result(_WITHIN_S).shifts == (0, 7)
@@ -106,12 +106,12 @@ def test_the_reducer_is_told(service: Any) -> None:
 
 def test_a_new_worker_process_has_the_newest(service: Any, tmp_path: Path) -> None:
     pipeline = Pipeline("dies", inputs=["eiger"], worker=DiesAfterChange(folder=str(tmp_path)), reducer=Collect)
-    running = run(pipeline, send(service, "dies", 40), on=Processes(1, prefetch=1))
+    running = run(pipeline, send(service, "dies", 80), on=Processes(1, prefetch=1))
     wait(running, 5)
     running.set_parameters(shift=1000)
     found = running.result(_WITHIN_S).found
-    assert sorted(found) == list(range(1, 41)) and running.stats.workers_died == 1
-    assert found[40] == 1040
+    assert sorted(found) == list(range(1, 81)) and running.stats.workers_died == 1
+    assert found[80] == 1080
 
 
 @dataclass(frozen=True)
