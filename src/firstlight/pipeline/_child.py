@@ -24,7 +24,7 @@ from firstlight.errors import (
     FirstlightError,
     PipelineError,
 )
-from firstlight.model import Ranges
+from firstlight.model import MessageRow, Ranges
 from firstlight.pipeline._align_values import number_of
 from firstlight.pipeline._feeds import Feed, GroupFeed, ShareFeed, Task
 from firstlight.pipeline._forward import Forward
@@ -35,6 +35,7 @@ from firstlight.pipeline._outlets import CombinedOutlet, Outlet, PipeOutlet, Str
 from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._records import Record, WireRecord, lost_record, to_wire
 from firstlight.pipeline._settling import Settler
+from firstlight.pipeline._sizes import bytes_of
 from firstlight.pipeline._sources import LOST
 from firstlight.pipeline._step import Step, told
 from firstlight.pipeline._steps import Steps
@@ -356,7 +357,7 @@ class _Work:
         if task.known:
             return task, None
         record, wire, messages = self._worked(task, step, feed)
-        return (replace(task, held=messages) if isinstance(record.value, Forward) else task), wire
+        return (_holding(task, messages) if isinstance(record.value, Forward) else task), wire
 
     def _worked(
         self, task: Task, step: Step[WireRecord | None], feed: Feed
@@ -375,3 +376,9 @@ class _Work:
         finally:
             self._slot.show(NOTHING)
         return record, wire, messages
+
+
+def _holding(task: Task, messages: Mapping[str, Any]) -> Task:
+    """A task that is not done before its messages may go; what they take counts for how many may wait."""
+    n_bytes = sum(bytes_of(found.message if isinstance(found, MessageRow) else found) for found in messages.values())
+    return replace(task, held=messages, n_bytes=n_bytes)
