@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from firstlight.errors import DataError, MessageEvictedError, MessageNotFoundError
+from firstlight.errors import CorruptError, DataError, FirstlightError, MessageEvictedError, MessageNotFoundError
 from firstlight.model._message import Dataset, Message
 
 __all__ = ["Event", "Later", "MessageRow"]
@@ -129,7 +129,7 @@ class Event(Mapping[str, Any]):
     ) -> None:
         self.index = index
         self.share = share
-        self.lost: MessageEvictedError | MessageNotFoundError | None = None
+        self.lost: FirstlightError | None = None
         self._messages: dict[str, Any] = dict(messages)
         self._made: dict[str, Any] = dict(made or {})
 
@@ -154,7 +154,7 @@ class Event(Mapping[str, Any]):
         if isinstance(found, Later):
             try:
                 found = parts[name] = found.load(self)
-            except (MessageEvictedError, MessageNotFoundError) as error:
+            except (CorruptError, MessageEvictedError, MessageNotFoundError) as error:
                 self.lost = error
                 raise
         return found
