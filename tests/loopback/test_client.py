@@ -628,6 +628,27 @@ def test_times_and_policies_of_a_wrong_type_are_named_before_anything_is_opened(
     assert client.streams() == [], "what was refused has opened a stream"
 
 
+def test_messages_are_settled_by_their_ids(client: Client) -> None:
+    with client.produce("det", stream="s") as out:
+        for n in range(1, 4):
+            out.send(b"x", id=n)
+    with client.consume("det", stream="s", group="g", ack="manual", prefetch=2) as consumer:
+        ids = [next(consumer).id for _ in range(2)]  # nothing else of them is kept
+        consumer.ack(ids[0])
+        consumer.nack(ids[1])
+        again = {next(consumer).id for _ in range(2)}
+        assert ids == [1, 2] and again == {2, 3}
+        for number in again:
+            consumer.ack(number)
+        consumer.flush()
+    assert client.unacknowledged("det", "g", stream="s") == []
+    with (
+        client.consume("det", stream="s") as follower,
+        pytest.raises(StreamError, match="is not read in a group here"),
+    ):
+        follower.ack(1)
+
+
 def test_a_cursor_is_not_set_before_the_beginning(client: Client) -> None:
     with client.produce("det", stream="s") as out:
         out.send(b"x")

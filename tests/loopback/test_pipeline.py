@@ -29,6 +29,7 @@ from firstlight.errors import (
 )
 from firstlight.model import DEFAULT_BEAMTIME, Keep, Policy
 from firstlight.pipeline import (
+    Combine,
     Executor,
     Inline,
     Live,
@@ -429,6 +430,29 @@ def test_gaps_of_a_finished_stream_hold_up_no_results(service: Any) -> None:
     until(lambda: running.stats.results > 5 or running.state != "running")
     assert running.state == "running"  # the gaps are known long before the end
     assert running.result(_WITHIN_S).indices == [2, 3, 4, *range(7, 60)] and running.stats.late_results == 0
+
+
+@pytest.mark.parametrize("names", [["eiger"], ["eiger", "pilatus"]], ids=["one", "two"])
+def test_what_was_added_up_comes_when_there_is_nothing_to_do(service: Any, names: list[str]) -> None:
+    live = send(service.url, ContractData.of(range(1, 8), *names), finish=False)
+    combine = Combine(events=1000, seconds=3600.0)
+    pipeline = Pipeline("mean", inputs=names, worker=RowMeans(), reducer=MeanRows, combine=combine)
+    with run(pipeline, live, on=Processes(2)) as running:
+        until(lambda: running.stats.results == 7)
+        assert sorted(running.reducer.indices) == list(range(1, 8))
+    with Client(service.url) as client:
+        (info,) = client.streams("mean.results")
+    assert 1 <= info.n_messages <= 7
+
+
+def test_combined_results_do_not_mix_with_others(service: Any) -> None:
+    live = send(service.url, ContractData.of(range(1, 8)))
+    named = Live(service.url, stream=live.stream, group="night", timeout=_WITHIN_S)
+    run(mean(combine=Combine()), named, on=Processes(1)).result(_WITHIN_S)
+    with pytest.raises(ConfigurationError, match=r"begun with results combined by .*MeanRows, not by nobody"):
+        run(mean(), named, on=Processes(1)).result(_WITHIN_S)
+    again = run(mean(combine=Combine(events=3)), named, on=Processes(1)).result(_WITHIN_S)
+    assert sorted(again.indices) == list(range(1, 8))
 
 
 def test_a_run_that_is_continued_keeps_the_order(service: Any) -> None:
