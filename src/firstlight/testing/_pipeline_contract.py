@@ -704,10 +704,12 @@ class PipelineContract:
         shown: list[Mapping[str, View]] = []
         running = self.run(self.reducing(Finishing), ContractData.of(range(1, 11)), on_view=shown.append)
         assert running.result().finished == [10] and shown[-1] == {"finished": Scalar(1)}
-        running = self.run(self.reducing(Finishing), ContractData.of([1, 2], aborted={"eiger": "beam dump"}))
-        assert running.state == "aborted" and running.reducer.finished == [2]
         running = self.run(self.reducing(Finishing, Raises((1,))), ContractData.of([1, 2]))
         assert running.state == "failed" and running.reducer.finished == []
+
+    def test_a_scan_that_was_aborted_is_over_too(self) -> None:
+        running = self.run(self.reducing(Finishing), ContractData.of([1, 2], aborted={"eiger": "beam dump"}))
+        assert running.state == "aborted" and running.reducer.finished == [2]
 
     def test_a_reducer_that_cannot_finish_fails_the_run(self) -> None:
         running = self.run(self.reducing({"good": Finishing, "bad": BadEnd}), ContractData.of([1, 2]))
