@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from dranspose.data.albaem import AlbaemPacket
 from dranspose.middlewares import contrast, eiger_legacy, lecroy, pcap, stream1, xspress
+from dranspose.middlewares.positioncap import PositioncapParser
 from dranspose.parameters import FloatParameter, IntParameter
 from readerwriterlock.rwlock import RWLockFair
 
@@ -94,6 +95,17 @@ class Parsed:
     def process_event(self, event: Any, parameters: Any, tick: bool) -> Any:
         (data,) = event.streams.values()
         return type(self.parsers[data.typ](data)).__name__
+
+
+class Positions:
+    """What a PandABox says; its parser has to have seen the header."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.parser = PositioncapParser()
+
+    def process_event(self, event: Any, parameters: Any, tick: bool) -> Any:
+        packet = self.parser.parse(event.streams["panda"])
+        return {name: field.value for name, field in packet.fields.items()} if hasattr(packet, "fields") else None
 
 
 class Uneven(Names):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,11 +70,18 @@ def detectors() -> Iterator[list[Detector]]:
 
 
 def run_scan(
-    detector: Detector, kind: str, n: int, url: str, classes: tuple[str, str], *, stream: str = "detector"
+    detector: Detector | Panda,
+    kind: str,
+    n: int,
+    url: str,
+    classes: tuple[str, str],
+    *,
+    stream: str = "detector",
+    n_workers: int = 1,
 ) -> Any:
     with Payload(*classes) as payload:
         feed = Ingesting({stream: Ingest(f"dranspose.ingesters:{kind}", {"upstream_url": detector.url})}, url=url)
-        scans = Scans(payload, feed, Processes(1))
+        scans = Scans(payload, feed, Processes(n_workers))
         entries = [[{"constraint": number}] for number in range(n)]
         scan = scans.start(ScanMap({"parts": {"main": {stream: entries}}, "sequence": ["main"]}))
         try:
@@ -86,7 +94,7 @@ def run_scan(
 
 
 @pytest.mark.parametrize(
-    ("recorded", "kind", "socket", "n", "names"),
+    ("recorded", "kind", "sending", "n", "names"),
     [
         (
             "eiger-small.cbors",
@@ -103,10 +111,10 @@ def run_scan(
     ],
 )
 def test_what_detectors_have_sent(
-    payloads: Path, service: ThreadService, detectors: list[Detector], recorded: str, kind: str, socket: int, n: int,
+    payloads: Path, service: ThreadService, detectors: list[Detector], recorded: str, kind: str, sending: int, n: int,
     names: str,
 ) -> None:  # fmt: skip
-    detectors.append(Detector(socket, messages(payloads / "tests" / "data" / recorded)))
+    detectors.append(Detector(sending, messages(payloads / "tests" / "data" / recorded)))
     reducer = run_scan(detectors[0], kind, n, service.url, ("own_payloads:Parsed", "own_payloads:Lists"))
     start, data, end = names.split()
     assert reducer.results == {0: start} | dict.fromkeys(range(1, n + 1), data) | {n + 1: end}
@@ -129,6 +137,53 @@ def test_an_oscilloscope(
     published = run_scan(detectors[0], "ZmqSubLecroyIngester", 2, service.url, classes, stream="lecroy").publish
     assert (len(published["max_val"]), len(published["ts"])) == (n_burst, n_burst)
     assert (published["max_val"][0], published["ts"][0]) == (first, at_s)
+
+
+class Panda:
+    """The data port of a PandABox: text, one line for each trigger."""
+
+    header = (
+        "arm_time: 2024-10-24T14:56:51.120Z\nmissed: 0\nprocess: Scaled\nformat: ASCII\nfields:\n"
+        " COUNTER1.OUT uint32 Value\n PCAP.TS_TRIG double Value\n\n"
+    )
+
+    def __init__(self, n_arms: int, n_lines: int) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"tcp://127.0.0.1:{self._socket.getsockname()[1]}"
+        lines = "".join(f" {number} {number / 8}\n" for number in range(n_lines))
+        self._text = n_arms * f"{self.header}{lines}END {n_lines} Disarmed\n"
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        self._socket.settimeout(WITHIN_S)
+        client, _ = self._socket.accept()
+        with client:
+            assert client.recv(1) == b"\n"
+            client.sendall(b"OK\n" + self._text.encode())
+            while client.recv(1):
+                pass
+
+    def close(self) -> None:
+        self._thread.join(WITHIN_S)
+        self._socket.close()
+
+
+@pytest.mark.parametrize(("n_arms", "n_workers"), [(1, 2), (2, 1)])
+def test_a_pandabox_whose_header_every_worker_needs(
+    payloads: Path, service: ThreadService, n_arms: int, n_workers: int
+) -> None:
+    panda = Panda(n_arms, 9)
+    n = n_arms * 11 - 2  # without the first header and the last end
+    try:
+        reducer = run_scan(
+            panda, "TcpPcapIngester", n, service.url, ("own_payloads:Positions", "own_payloads:Lists"), stream="panda",
+            n_workers=n_workers,
+        )  # fmt: skip
+    finally:
+        panda.close()
+    expected = [{"COUNTER1.OUT.Value": number, "PCAP.TS_TRIG.Value": number / 8} for number in range(9)]
+    assert [found for _, found in sorted(reducer.results.items())] == n_arms * expected
 
 
 def test_ingesters_that_cannot_be(payloads: Path) -> None:
