@@ -408,6 +408,13 @@ def test_nothing_listens_but_on_this_machine(beamline: Beamline) -> None:
     assert set(listening) <= {"127.0.0.1", "::1"}
 
 
+def test_without_a_service_a_scan_is_refused(beamline: Beamline, service: ThreadService) -> None:
+    service.stop()
+    answer = beamline.http.post("/sequence", json=_map([ANY]))
+    assert answer.status_code == 503
+    assert beamline.progress()["total_events"] == 0
+
+
 def test_pages_of_somebody_else_change_nothing(beamline: Beamline) -> None:
     for url in (f"{beamline.controller}/api/v1/parameter/offset", f"{beamline.reducer}/api/v1/parameter/offset"):
         answer = httpx.post(url, content=b"8", headers={"origin": "https://evil.example.org"})

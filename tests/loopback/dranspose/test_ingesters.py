@@ -186,6 +186,19 @@ def test_a_pandabox_whose_header_every_worker_needs(
     assert [found for _, found in sorted(reducer.results.items())] == n_arms * expected
 
 
+def test_an_ingester_that_fails_ends_the_scan_with_the_reason(payloads: Path, service: ThreadService) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        nobody = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+    with Payload("own_payloads:Positions", "own_payloads:Lists") as payload:
+        ingest = Ingest("dranspose.ingesters:TcpPcapIngester", {"upstream_url": nobody})
+        scans = Scans(payload, Ingesting({"panda": ingest}, url=service.url), Processes(1))
+        scan = scans.start(ScanMap({"parts": {"a": {"panda": [[{"constraint": 1}]]}}, "sequence": ["a"]}))
+        assert scan.join(WITHIN_S)
+        scans.close()
+        assert "ConnectionRefusedError" in scan.progress()["error"]
+        assert payload.publish["finished"] == 1
+
+
 def test_ingesters_that_cannot_be(payloads: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"cannot be made: .*upstream_url"):
         Ingest("dranspose.ingesters:ZmqPullSingleIngester", {})

@@ -26,7 +26,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from firstlight.errors import ConfigurationError, FirstlightError
+from firstlight.errors import ConfigurationError, ConnectionLostError, FirstlightError
 from firstlight.gateways.dranspose._classes import (
     EnsembleState,
     IngesterState,
@@ -256,7 +256,8 @@ async def _told(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         return _json({"detail": error.detail}, error.status_code)
     text = error.text if isinstance(error, FirstlightError) else f"{type(error).__name__}: {error}"
-    return _json({"detail": text}, 400 if isinstance(error, ConfigurationError) else 500)
+    code = 400 if isinstance(error, ConfigurationError) else 503 if isinstance(error, ConnectionLostError) else 500
+    return _json({"detail": text}, code)
 
 
 _HANDLERS: Any = {FirstlightError: _told, HTTPException: _told, 500: _told}
