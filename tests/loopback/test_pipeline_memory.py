@@ -92,3 +92,15 @@ def test_a_run_that_was_stopped_does_not_keep_producers_waiting(small: ThreadSer
     done_before = set(ids) - set(reducer.found)
     assert len(done_before) < len(ids) and max(reducer.found) == 40
     sending.join(_WITHIN_S)
+
+
+def test_a_service_that_keeps_everything_in_memory_runs_pipelines(tmp_path: Path) -> None:
+    settings = BrokerSettings(storage=StorageSettings(memory_bytes=32 << 20), policy=Policy(keep=Keep.MEMORY))
+    service = ThreadService(tmp_path / "data", settings)
+    try:
+        send(service.url, {"camera_a": [1, 2]}).join(_WITHIN_S)
+        pipeline = Pipeline("sum", inputs=["camera_a"], worker=total, reducer=Collect)
+        running = run(pipeline, Live(service.url, stream="s", group="named", timeout=_WITHIN_S), on=Processes(1))
+        assert running.result(_WITHIN_S).found == {1: 1, 2: 2}
+    finally:
+        service.stop()

@@ -138,7 +138,7 @@ class Checkpoints:
     def _send(self, saved: Saved, ids: Ranges) -> None:
         if self._producer is None:
             self._producer = self._client.produce(
-                self._source, ack="written", linger=0.0, finish=False,
+                self._source, ack=None, linger=0.0, finish=False,
                 policy=Policy(retention_bytes=_KEPT_BYTES), **self._where,
             )  # fmt: skip
         left = ids.copy()

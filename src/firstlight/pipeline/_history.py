@@ -72,7 +72,7 @@ class ParameterHistory:
 
     def _open(self) -> Producer:
         # For each message anew: there are few of them, and the run may last for days.
-        return self._client.produce(self.stream.source, ack="written", finish=False, **self._where)
+        return self._client.produce(self.stream.source, ack=None, finish=False, **self._where)
 
 
 def _packed(values: Mapping[str, Any]) -> bytes:

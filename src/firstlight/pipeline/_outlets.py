@@ -50,12 +50,12 @@ class StreamOutlet:
         self._keeper = Keeper(client)
 
     def _open(self) -> Producer:
-        # Acknowledged as written: the event is forgotten on the strength of it.
+        # As safe as the policy of results makes it: the event is forgotten on the strength of it.
         return self._client.produce(
             self._results.source,
             beamtime=self._results.beamtime,
             stream=self._results.stream,
-            ack="written",
+            ack=None,
             finish=False,
         )
 
@@ -109,7 +109,7 @@ class CombinedOutlet:
         self, client: Client, results: StreamId, ask: Callable[[list[tuple[int, int]]], Ranges | None]
     ) -> None:
         self._producer = client.produce(
-            results.source, beamtime=results.beamtime, stream=results.stream, ack="written", finish=False
+            results.source, beamtime=results.beamtime, stream=results.stream, ack=None, finish=False
         )
         self._ask = ask
         self.known: Ranges | None = Ranges()
