@@ -839,6 +839,14 @@ class AsyncConsumer(ConsumerEnd):
             raise StopAsyncIteration
         return message
 
+    async def wait(self, timeout: float | None) -> bool:
+        """As `Consumer.wait`."""
+        client, core = self._client, self._core
+        if not core.news:
+            core.say_settled()
+            client._flush()
+        return await client._wait(lambda: core.news, timeout)
+
     async def receive(self, timeout: float | None) -> Any:
         """As `Consumer.receive`."""
         found = await self.receive_many(timeout, most=1)

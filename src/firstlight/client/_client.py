@@ -106,7 +106,8 @@ class Client:
         self._reconnect_timeout = seconds("reconnect_timeout", reconnect_timeout, at_most=math.inf)
         self._session = Session(name or program(), token, map_region, self._settle)
         self._lock = threading.Lock()
-        self._bells: list[threading.Lock] = []
+        #: Who waits, and for what.
+        self._bells: list[tuple[threading.Lock, Callable[[], Any]]] = []
         self._send_lock = threading.Lock()
         self._wake_receive, self._wake_send = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._awake_until = 0.0
@@ -209,11 +210,16 @@ class Client:
                 self._session.tick(time.monotonic())
             self._flush(may_wait=bool(state & select.POLLOUT))
 
+    @property
+    def _idle_s(self) -> float:
+        """How long to sleep when nothing has to be done: views of shared memory end without a word."""
+        return 0.1 if self._session.looks_at_memory else 0.4
+
     def _sleep_ms(self) -> float:
         with self._lock:
             deadline = self._session.deadline()
             # Leases go back with whatever is sent next, or soon.
-            pause = 0.1 if deadline is None else max(deadline - time.monotonic(), 0.0)
+            pause = self._idle_s if deadline is None else max(deadline - time.monotonic(), 0.0)
             self._awake_until = time.monotonic() + pause
         return pause * 1000
 
@@ -229,8 +235,10 @@ class Client:
                 fresh = False
                 for message, payload in session.reader.received(n):
                     fresh |= session.dispatch(message, payload)
-            if fresh:
-                self._ring()
+                due = self._due() if fresh else []
+            # Without the lock, so that nobody wakes up just to wait for it.
+            for bell in due:
+                bell.release()
             if session.refused is not None:
                 raise ConnectionResetError(str(session.refused))
             if n < len(buffer) and not session.reader.in_payload:
@@ -314,18 +322,29 @@ class Client:
                 return False
             bell = threading.Lock()
             bell.acquire()
-            self._bells.append(bell)
+            waiting = (bell, ready)
+            self._bells.append(waiting)
             self._lock.release()
             try:
                 bell.acquire(timeout=-1 if left is None else left)
             finally:
                 self._lock.acquire()
+                if waiting in self._bells:  # nobody rang
+                    self._bells.remove(waiting)
         return True
 
+    def _due(self) -> list[threading.Lock]:
+        """The bells of those who have what they wait for, to be rung; with the lock held."""
+        due = [bell for bell, ready in self._bells if ready()]
+        if due:
+            self._bells = [waiting for waiting in self._bells if waiting[0] not in due]
+        return due
+
     def _ring(self) -> None:
-        """Wake everybody who waits; without the lock, so that nobody wakes up just to wait for it."""
-        bells, self._bells = self._bells, []
-        for bell in bells:
+        """Wake everybody who waits, because the connection is over."""
+        with self._lock:
+            bells, self._bells = self._bells, []
+        for bell, _ in bells:
             bell.release()
 
     def _check(self) -> None:
@@ -863,6 +882,17 @@ class Consumer(ConsumerEnd):
             self._finish()
             raise StopIteration
         return message
+
+    def wait(self, timeout: float | None) -> bool:
+        """Whether there is something to receive, or the end, within so many seconds. Asks nothing of the service, so a
+        loop that looks at other things now and then costs little."""
+        client, core = self._client, self._core
+        with client._lock:
+            if not core.news:
+                core.say_settled()
+        client._flush()
+        with client._lock:
+            return client._wait(lambda: core.news, timeout)
 
     def receive(self, timeout: float | None) -> Any:
         """The next message; None at the end of the stream.

@@ -274,6 +274,11 @@ class Session(Outlet):
             n -= len(piece)
 
     @property
+    def looks_at_memory(self) -> bool:
+        """Somebody here has views of shared memory."""
+        return bool(self._leases)
+
+    @property
     def lends(self) -> bool:
         """Somebody here looks at shared memory, or may stop reading without a word: `tick` every now and then."""
         return bool(self._leases) or bool(self.channels)

@@ -23,7 +23,7 @@ from firstlight.pipeline._pool import Pool
 from firstlight.pipeline._records import Record, UserError
 from firstlight.pipeline._reduction import Reduction
 from firstlight.pipeline._sizes import Sizes, bytes_of
-from firstlight.pipeline._sources import Arrival, Ended, OpenSource, Source, in_lots, looked_at
+from firstlight.pipeline._sources import Arrival, Ended, OpenSource, Pushes, Source, looked_at
 from firstlight.pipeline._step import divided
 from firstlight.pipeline._talk import HandOut
 from firstlight.pipeline._wanted import Wanted
@@ -246,16 +246,25 @@ class ShareCrew:
             with opening as opened:
                 self._heard_s = time.monotonic()
                 self._wanted = Wanted(opened, self._aligner)
-                for lot in in_lots(opened):
-                    if self._ending:
-                        return
-                    if lot:
-                        seen = [self._seen(told, opened) for told in lot]
-                        lot.clear()  # no message is held while the next ones are waited for
-                        self._pass_on(seen, wake)
+                self._tell(opened, wake)
                 self._closing.wait()  # what is not worked on yet is kept as long as this is open
         except FirstlightError as error:
             self._pass_on(error, wake)
+
+    def _tell(self, opened: OpenSource, wake: Callable[[], None]) -> None:
+        def tell(lot: list[Arrival | Ended]) -> bool:
+            if lot:
+                seen = [self._seen(told, opened) for told in lot]
+                lot.clear()  # no message is held while the next ones are waited for
+                self._pass_on(seen, wake)
+            return not self._ending
+
+        if isinstance(opened, Pushes):
+            opened.push(tell)
+            return
+        for told in opened.tidings():
+            if not tell([] if told is None else [told]):
+                return
 
     def _seen(self, told: Arrival | Ended, opened: OpenSource) -> _Seen | Ended:
         if isinstance(told, Ended):

@@ -118,6 +118,8 @@ class GroupFeed:
             self._ahead.took(time.monotonic() - self._given_s)
             self._given_s = None
             self._consumer.limit(self._limit)
+        if not self._consumer.wait(_SLICE_S):
+            return None
         try:
             message = self._consumer.receive(_SLICE_S)
         except (StreamTimeoutError, StreamNotFoundError):

@@ -139,11 +139,34 @@ class OpenLive:
                 lot = []
             if isinstance(lot, FirstlightError):
                 raise lot
-            for told in lot:
-                if isinstance(told, Ended):
-                    n_open -= 1
-                    self._ended = (told.name, time.monotonic())
+            n_open -= sum(isinstance(told, Ended) for told in lot)
             yield lot
+
+    def push(self, tell: Callable[[list[Arrival | Ended]], bool]) -> None:
+        """As `lots`, told by the threads that follow the inputs themselves; see `Pushes`."""
+        done: queue.SimpleQueue[FirstlightError | None] = queue.SimpleQueue()
+        for name in self._inputs:
+            thread = threading.Thread(
+                target=self._push, args=(name, tell, done.put), name=f"follow {name}", daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
+        for _ in self._inputs:
+            error = done.get()
+            if error is not None:
+                raise error
+
+    def _push(
+        self, name: str, tell: Callable[[list[Arrival | Ended]], bool], done: Callable[[FirstlightError | None], None]
+    ) -> None:
+        try:
+            for lot in self._follow(name):
+                if self._closing.is_set() or not tell(lot):
+                    break
+        except FirstlightError as error:
+            done(error)
+        else:
+            done(None)
 
     def _pass_on(self, name: str, arriving: queue.Queue[list[Arrival | Ended] | FirstlightError]) -> None:
         try:
@@ -174,27 +197,40 @@ class OpenLive:
         )
         self._heard_s = heard_s = time.monotonic()
         while True:
-            try:
-                found = consumer.receive_many(_SLICE_S)
-            except (StreamTimeoutError, StreamNotFoundError) as error:
+            if not consumer.wait(_SLICE_S):
                 if (reason := self._given_up(heard_s)) is not None:
-                    yield [Ended(name, reason, consumer.lost)]
+                    yield [self._end(name, reason, consumer)]
                     return
-                if where.timeout is not None and time.monotonic() - self._heard_s > where.timeout:
-                    raise silence(where, name, exists=isinstance(error, StreamTimeoutError)) from None
+                self._check_silence(name)
                 yield []
                 continue
+            try:
+                found = consumer.receive_many(_SLICE_S)
             except StreamAbortedError as error:
-                yield [Ended(name, error.values["reason"], consumer.lost)]
+                yield [self._end(name, error.values["reason"], consumer)]
                 return
             if not found:
-                yield [Ended(name, None, consumer.lost)]
+                yield [self._end(name, None, consumer)]
                 return
             lot: list[Arrival | Ended] = [Arrival(name, message.id, message) for message in found]
             del found
             yield lot
             # Behind the yield: what the caller does with messages is no silence of the stream.
             self._heard_s = heard_s = time.monotonic()
+
+    def _end(self, name: str, aborted: str | None, consumer: Consumer) -> Ended:
+        self._ended = (name, time.monotonic())
+        return Ended(name, aborted, consumer.lost)
+
+    def _check_silence(self, name: str) -> None:
+        where = self._source
+        if where.timeout is None or time.monotonic() - self._heard_s <= where.timeout:
+            return
+        try:
+            self.client.info(name, beamtime=where.beamtime, stream=where.stream)
+        except StreamNotFoundError:
+            raise silence(where, name, exists=False) from None
+        raise silence(where, name, exists=True)
 
     def _given_up(self, heard_s: float) -> str | None:
         """Why to wait no longer for an input that was heard then; None to wait on."""

@@ -56,7 +56,7 @@ __all__ = ["Processes"]
 
 logger = logging.getLogger(__name__)
 
-_TICK_S = 0.05
+_TICK_S = 0.1
 #: Workers that die before they are set up: after so many in a row it is not by chance.
 _MAX_EARLY_DEATHS = 3
 _DRAIN_WITHIN_S = 60.0
@@ -358,25 +358,31 @@ class ProcessesRun(Run):
 
     def _work(self, pool: Pool, crew: Crew) -> None:
         while not (crew.over or self._stopping.is_set()):
-            try:
-                happened = self._inbox.get(timeout=_TICK_S)
-            except queue.Empty:
-                happened = None
-            if isinstance(happened, FirstlightError):
-                raise happened
-            if isinstance(happened, Gone):
-                if pool.pid(happened.number) == happened.pid:  # not one that was noticed before
-                    self._gone(happened.number, pool, crew)
-            elif isinstance(happened, _Retuned):
-                self._retuned(happened, pool)
-            elif happened is not None:
-                self._said(happened, pool, crew)
+            for happened in self._happenings():
+                if isinstance(happened, FirstlightError):
+                    raise happened
+                if isinstance(happened, Gone):
+                    if pool.pid(happened.number) == happened.pid:  # not one that was noticed before
+                        self._gone(happened.number, pool, crew)
+                elif isinstance(happened, _Retuned):
+                    self._retuned(happened, pool)
+                elif happened is not None:
+                    self._said(happened, pool, crew)
             self._watch(pool)
             crew.poll(pool)
             self.silent_s = crew.silent_s
             self._show()
         if crew.aborted is not None:
             self._aborted = crew.aborted
+
+    def _happenings(self) -> Iterator[Said | Gone | _Retuned | FirstlightError | None]:
+        """Everything that has happened, if it does within a moment, so that what follows from it is done once."""
+        try:
+            yield self._inbox.get(timeout=_TICK_S)
+        except queue.Empty:
+            return
+        for _ in range(self._inbox.qsize()):  # nobody else takes
+            yield self._inbox.get()
 
     def _said(self, said: Said, pool: Pool, crew: Crew) -> None:
         match said.what:

@@ -13,7 +13,6 @@ from firstlight.errors import (
     FirstlightError,
     StreamAbortedError,
     StreamNotFoundError,
-    StreamTimeoutError,
 )
 from firstlight.model import Message, Ranges, StreamId
 from firstlight.pipeline._checkpoint import Checkpoints
@@ -27,7 +26,7 @@ from firstlight.pipeline._state import kind_of
 
 __all__ = ["Results"]
 
-_SLICE_S = 0.1
+_SLICE_S = 0.2
 
 
 class Results:
@@ -144,15 +143,16 @@ class Results:
             ) as consumer:
                 while not self._closing.is_set():
                     self._n_lost = consumer.lost
-                    try:
-                        message = next(consumer, None)
-                    except (StreamTimeoutError, StreamNotFoundError):
+                    if not consumer.wait(_SLICE_S):
                         continue
+                    try:
+                        found = consumer.receive_many(_SLICE_S)
                     except StreamAbortedError:
                         return  # by ourselves, or by an earlier run that was stopped
-                    if message is None:
+                    if not found:
                         return
-                    self._take(message)
+                    for message in found:
+                        self._take(message)
                     with self._read:
                         self._read.notify_all()
         except FirstlightError as error:

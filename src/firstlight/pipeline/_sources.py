@@ -49,10 +49,9 @@ __all__ = [
     "Items",
     "Keeps",
     "OpenSource",
+    "Pushes",
     "Source",
-    "TellsInLots",
     "Tidings",
-    "in_lots",
     "looked_at",
     "message_of",
 ]
@@ -159,11 +158,14 @@ class Keeps(Protocol):
 
 
 @runtime_checkable
-class TellsInLots(Protocol):
-    """An open source that tells of what arrives together in one go."""
+class Pushes(Protocol):
+    """An open source that tells of what arrives by itself, from whatever thread, and in one go what came together."""
 
-    def lots(self) -> Iterator[list[Arrival | Ended]]:
-        """As `OpenSource.tidings`; an empty one when nothing came for a moment."""
+    def push(self, tell: Callable[[list[Arrival | Ended]], bool], /) -> None:
+        """Begin, and return when all inputs have ended, or `tell` returns False; raises as `OpenSource.tidings` does.
+
+        It is called with nothing when nothing came for a moment.
+        """
 
 
 class Source(Protocol):
@@ -239,13 +241,6 @@ class AtHand:
 def _row_of(message: Found, row: int | None) -> Found | MessageRow:
     # Modules of one detector that packs triggers: nobody has that; the worker gets the parts and finds the row itself.
     return message if row is None or isinstance(message, Dataset) else MessageRow(message, row)
-
-
-def in_lots(opened: OpenSource) -> Iterator[list[Arrival | Ended]]:
-    """What arrives, as it comes together; an empty list when nothing came for a moment."""
-    if isinstance(opened, TellsInLots):
-        return opened.lots()
-    return ([] if told is None else [told] for told in opened.tidings())
 
 
 def looked_at(align: Align, told: Arrival, opened: OpenSource) -> tuple[Descriptor, Found | None]:
