@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 __all__ = ["Ranges"]
 
@@ -101,6 +101,11 @@ class Ranges:
         if at == len(self._lasts):
             return None
         return max(start, self._firsts[at]), self._lasts[at]
+
+    def last_where(self, holds: Callable[[int], bool]) -> tuple[int, int] | None:
+        """The last interval for whose first member that holds; it does for some intervals and for none behind them."""
+        at = bisect_left(self._firsts, True, key=lambda first: not holds(first)) - 1
+        return (self._firsts[at], self._lasts[at]) if at >= 0 else None
 
     def within(self, first: int, last: int) -> list[tuple[int, int]]:
         """The parts of the intervals that lie in ``first .. last``."""

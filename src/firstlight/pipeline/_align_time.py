@@ -85,19 +85,26 @@ class _Timeline:
         self.times: list[int] = []
         self.ended = False
         self._time_of: dict[int, int] = {}
+        #: Ids that came, as stretches without a hole: of each the first and the last, and when they were taken.
         self._came = Ranges()
+        self._edges: dict[int, int] = {}
 
     def __contains__(self, number: int) -> bool:
         return number in self._came
 
-    def add(self, number: int, time_ns: int) -> int:
-        """One more message; returns its place."""
+    def add(self, number: int, time_ns: int) -> tuple[float, float]:
+        """One more message; returns from when to when more is known by that."""
         self._came.add(number, number)
-        self._time_of[number] = time_ns
+        self._time_of[number] = self._edges[number] = time_ns
         at = bisect_left(self.times, time_ns)
         self.ids.insert(at, number)
         self.times.insert(at, time_ns)
-        return at
+        earliest: float = self._edges.get(number - 1, _EARLIEST if number == 1 else time_ns)
+        latest: float = self._edges.get(number + 1, _LATEST if self.ended else time_ns)
+        for inner in (number - 1, number, number + 1):
+            if inner - 1 in self._came and inner + 1 in self._came:
+                self._edges.pop(inner, None)
+        return earliest, latest
 
     def forget(self, number: int) -> None:
         """That message does not matter any more."""
@@ -106,14 +113,14 @@ class _Timeline:
             at = self.ids.index(number, bisect_left(self.times, time_ns))
             del self.ids[at], self.times[at]
 
-    def known(self, after: int) -> bool:
-        """Whether no message can come any more between the places ``after - 1`` and `after`."""
+    def known(self, time_ns: int) -> bool:
+        """Whether the messages before and after this time are there, and none can come between them any more."""
         if self.ended:
             return True
-        if after == len(self.ids):
-            return False
-        before = self.ids[after - 1] if after else 0
-        return not self._came.missing_within(before + 1, self.ids[after] - 1)
+        stretch = self._came.last_where(lambda first: self._edges[first] <= time_ns)
+        if stretch is None:
+            return 1 in self._came
+        return self._edges[stretch[1]] >= time_ns
 
     def within(self, earliest: float, latest: float) -> list[int]:
         """Ids of the messages in this time, both ends included."""
@@ -144,11 +151,7 @@ class _TimeAligner(ReferenceForming):
             return [Unmatched(name, message.id)]
         if message.id in line:
             return []
-        at = line.add(message.id, message.timestamp_ns)
-        earliest = line.times[at - 1] if at else _EARLIEST
-        latest: float = line.times[at + 1] if at + 1 < len(line.times) else _LATEST
-        if latest == _LATEST and not line.ended:
-            latest = message.timestamp_ns  # behind that nothing can be decided, however much waits there
+        earliest, latest = line.add(message.id, message.timestamp_ns)
         if name == self._reference:
             for undecided in self._undecided.values():
                 undecided.add(message.id, message.timestamp_ns)
@@ -199,7 +202,7 @@ class _TimeAligner(ReferenceForming):
         at = bisect_right(line.times, time_ns)
         if at and line.times[at - 1] == time_ns:  # none can be nearer
             return self._use(name, index, line.ids[at - 1])
-        if not line.known(at):
+        if not line.known(time_ns):
             return []
         best = None
         for number in self._near(name, index):
@@ -228,7 +231,7 @@ class _TimeAligner(ReferenceForming):
         after = bisect_right(self._events.times, time_ns)
         if after and self._events.times[after - 1] == time_ns:
             return self._events.ids[after - 1]
-        return self._nearest_known(time_ns) if self._events.known(after) else None
+        return self._nearest_known(time_ns) if self._events.known(time_ns) else None
 
     def _nearest_known(self, time_ns: int) -> int:
         after = bisect_right(self._events.times, time_ns)

@@ -50,3 +50,10 @@ def test_intervals_never_touch(history: list[tuple[bool, tuple[int, int]]]) -> N
     pairs = list(ranges)
     assert all(a[1] + 1 < b[0] for a, b in pairwise(pairs))
     assert Ranges(pairs) == ranges == ranges.copy()
+
+
+def test_the_last_interval_of_which_something_holds() -> None:
+    ids = Ranges([(2, 3), (5, 5), (8, 9)])
+    assert [ids.last_where(lambda first, limit=limit: first <= limit) for limit in (1, 2, 5, 7, 20)] == [
+        None, (2, 3), (5, 5), (5, 5), (8, 9)
+    ]  # fmt: skip
