@@ -105,6 +105,17 @@ def test_a_checkpoint_of_another_reducer_is_not_used(service: Any, caplog: pytes
     assert any("it is of the reducer" in record.message for record in caplog.records)
 
 
+def test_a_checkpoint_of_a_reducer_that_began_otherwise_is_not_used(
+    service: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    send(service.url, range(1, 31), "scan")
+    total = run(summing(), named(service.url), on=Processes(1)).result(_WITHIN_S).total
+    with caplog.at_level(logging.WARNING):
+        found = run(summing(reducer=lambda: Sum(total=0.5)), named(service.url), on=Processes(1)).result(_WITHIN_S)
+    assert found.total == total + 0.5
+    assert any("the reducer begins with other values now" in record.message for record in caplog.records)
+
+
 def test_a_checkpoint_of_deleted_results_is_not_used(service: Any) -> None:
     send(service.url, range(1, 31), "scan")
     run(summing(), named(service.url), on=Processes(1)).result(_WITHIN_S)
