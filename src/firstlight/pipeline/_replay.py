@@ -147,7 +147,8 @@ def _targets(file: RecordingFile, beamtime: str | None, suffix: str) -> dict[int
     for target, n in Counter(found.values()).items():
         if n > 1:
             raise ConfigurationError(
-                f"{file.path} has {target.source}/{target.stream} in {n} beamtimes, which cannot all go into {beamtime}",
+                f"{file.path} has {target.source}/{target.stream} in {n} beamtimes, which cannot all go into {beamtime}; leave "
+                "that out, or record one beamtime",
                 stream=str(target),
             )
     return found
