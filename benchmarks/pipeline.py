@@ -297,14 +297,21 @@ class PeerCluster:
         if shape != self._shape:
             self.close()
             self._shape = shape
+            self._start(self._python, case)
+        return self._peer
+
+    def _start(self, python: str, case: Case) -> None:
+        # Its controller may lose its only task while the services come up, and then no scan ever begins.
+        for _ in range(3):
             try:
-                self._peer = Peer(self._python, n_streams=case.n_streams, n_workers=case.n_workers)
-                self._peer.scan(200, SMALL, 0.0, batch=10)
+                self._peer = Peer(python, n_streams=case.n_streams, n_workers=case.n_workers)
+                self._peer.scan(200, SMALL, 0.0, batch=10, within_s=15.0)
+                return
             except PeerMissing as error:
                 print(f"no dranspose: {error}", file=sys.stderr)
+                shape = self._shape
                 self.close()
-                self._python = None
-        return self._peer
+                self._shape = shape
 
     def close(self) -> None:
         if self._peer is not None:

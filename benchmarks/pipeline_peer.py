@@ -19,7 +19,7 @@ from typing import Any, Self
 PACKAGES = ("dranspose==0.2.0", "cbor2<5.8")
 #: Cannot be chosen: its command line knows no other.
 CONTROLLER_PORT = 5000
-WITHIN_S = 120.0
+WITHIN_S = 60.0
 
 PAYLOAD = """
 import json, os, time
@@ -206,7 +206,7 @@ class Peer:
         """Process numbers by role."""
         return {role: [process.pid for process in found] for role, found in self._processes.items()}
 
-    def scan(self, n: int, size: int, hz: float, *, batch: int) -> list[list[int]]:
+    def scan(self, n: int, size: int, hz: float, *, batch: int, within_s: float = WITHIN_S) -> list[list[int]]:
         """Rows ``frame, sent, at worker, out of worker, reduced`` in ns of one scan; `batch` neighbouring events go to
         the same worker."""
         with contextlib.suppress(FileNotFoundError):
@@ -217,7 +217,7 @@ class Peer:
         self._source.stdin.write(json.dumps([n, size, hz]) + "\n")
         self._source.stdin.flush()
         self._expect("sent")
-        self._await(lambda: os.path.exists(self._out), "a scan did not finish", WITHIN_S)
+        self._await(lambda: os.path.exists(self._out), "a scan did not finish", within_s)
         found: list[list[int]] = json.loads(Path(self._out).read_text())
         return found
 

@@ -106,3 +106,17 @@ def test_a_service_that_keeps_everything_in_memory_runs_pipelines(tmp_path: Path
         assert running.result(_WITHIN_S).found == {1: 1, 2: 2}
     finally:
         service.stop()
+
+
+def test_messages_that_come_in_batches_are_all_worked_on(tmp_path: Path) -> None:
+    service = ThreadService(tmp_path / "data")
+    try:
+        with Client(service.url) as client, client.produce("camera_a", stream="s") as out:
+            for number in range(1, 2001):
+                out.send(np.full((4, 4), number, np.uint16), id=number)
+        for on in (Inline(), Processes(2)):
+            pipeline = Pipeline("sum", inputs=["camera_a"], worker=total, reducer=Collect)
+            running = run(pipeline, Live(service.url, stream="s", timeout=_WITHIN_S), on=on)
+            assert running.result(_WITHIN_S).found == {number: number for number in range(1, 2001)}
+    finally:
+        service.stop()

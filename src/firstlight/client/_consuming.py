@@ -112,6 +112,7 @@ class ConsumerCore:
         self._request = request
         self._blocks: deque[_Block] = deque()
         self._current: Iterator[Message] = iter(())
+        self._n_current = 0
         #: What the last turn handed out, where the next one acknowledges it.
         self._previous: list[int] = []
         #: Parts of the dataset that is arriving, and of the one that is handed out, that are still missing.
@@ -300,8 +301,10 @@ class ConsumerCore:
         while message is None:
             if not self.ready:
                 return None
-            self._current = self._unpack(self._blocks.popleft())
+            block = self._blocks.popleft()
+            self._current, self._n_current = self._unpack(block), block.n
             message = next(self._current, None)
+        self._n_current -= 1
         if self.reading.datasets:
             self._count(message)
             return self._dataset(message)
@@ -386,7 +389,7 @@ class ConsumerCore:
     @property
     def news(self) -> bool:
         """`take` has something to say."""
-        return self.ready or self.end is not None or self.failed is not None or (
+        return self._n_current > 0 or self.ready or self.end is not None or self.failed is not None or (
             self._loss is not None and self.reading.raise_on_loss
         )  # fmt: skip
 
@@ -497,6 +500,6 @@ class ConsumerCore:
         self.say_settled()
         self._closed = True
         self._blocks.clear()
-        self._current = iter(())
+        self._current, self._n_current = iter(()), 0
         if self.failed is None:
             self._outlet.send(CloseChannel(self.channel))

@@ -499,3 +499,13 @@ def test_a_follower_that_keeps_says_on_a_new_connection_what_it_had_and_what_it_
     assert (settled.number, settled.acked) == (3, ((1, 2), (4, 4)))
     c.core.handle(Settled(CHANNEL, 3), None)
     assert c.core.settled
+
+
+def test_the_rest_of_a_batch_is_news() -> None:
+    c = Consuming()
+    assert not c.core.news
+    c.deliver(1, 2, 3)
+    for number in (1, 2, 3):
+        assert c.core.news
+        assert [m.id for m in c.core.take_many(1)] == [number]
+    assert not c.core.news
