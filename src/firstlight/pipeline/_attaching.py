@@ -45,8 +45,6 @@ class Attachment(msgspec.Struct, omit_defaults=True):
         ``file.py:name`` of the pipeline, as a command line names it; None if nobody told the run.
     parameters
         Of the worker, as far as JSON can hold them.
-    events
-        The newest last.
     parked
         Events that were given up.
     """
@@ -79,7 +77,7 @@ class Attachment(msgspec.Struct, omit_defaults=True):
 
     @property
     def events(self) -> list[Ready]:
-        """The descriptors of the events."""
+        """The descriptors of the events, the newest last."""
         return [Ready(facts.index, facts.ids, facts.rows, facts.missing) for facts in self.event_facts]
 
     def source(self, url: str | None = None) -> Source:

@@ -121,7 +121,7 @@ class ParameterSpec:
     limits: tuple[float | None, float | None] = (None, None)
     choices: tuple[Any, ...] = ()
     optional: bool = False
-    type: Any = field(default=Any, repr=False)
+    type: Any = field(default=None, repr=False)
 
     def convert(self, value: Any) -> Any:
         """The value as the worker gets it.
