@@ -243,16 +243,19 @@ def test_an_event_that_always_hangs_is_parked_and_it_is_told_where(service: Any,
     assert [index for index, _ in finished(running)] == [index for index in range(1, 13) if index != 5]
     stats = running.stats
     assert (stats.hung, list(stats.parked)) == (2, [(5, 5)])
+    assert (stats.errors, stats.retried) == (2, 1)  # each attempt once, though its record tells of both as well
     shown = stats.last_errors[-1]
     assert (shown.index, shown.error.type) == (5, "WorkerHung")
-    assert "killed because it was longer than 1.5 s at it" in shown.error.text
+    assert "killed because it took longer than 1.5 s" in shown.error.text
     assert "wait_for_ever" in shown.error.traceback and "_step.py" not in shown.error.traceback
 
 
 def test_a_run_that_stops_at_errors_says_where_it_hung(tmp_path: Path) -> None:
     hangs = pipeline(Hangs(2, str(tmp_path), times=9), max_attempts=1)
-    with pytest.raises(WorkerError, match=r"was killed because it was longer than 1.5 s at it at event 2") as raised:
-        run(hangs, items(4), on=Processes(1, hang_after_s=1.5)).result(_WITHIN_S)
+    with pytest.raises(WorkerError, match=r"was killed because it took longer than 1.5 s at event 2") as raised:
+        running = run(hangs, items(4), on=Processes(1, hang_after_s=1.5))
+        running.result(_WITHIN_S)
+    assert running.stats.errors == 1
     assert raised.value.values["error_type"] == "WorkerHung"
     assert "wait_for_ever" in raised.value.values["traceback_text"]
 

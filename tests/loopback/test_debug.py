@@ -19,8 +19,10 @@ import pytest
 import firstlight
 from assigned_workers import Everything
 from firstlight.cli import main
+from firstlight.cli._again import note_replay
+from firstlight.cli._run import load_pipeline
 from firstlight.client import Client, Producer
-from firstlight.errors import MessageNotFoundError
+from firstlight.errors import MessageNotFoundError, WorkerError
 from firstlight.live import serve
 from firstlight.pipeline import (
     Assign,
@@ -241,6 +243,17 @@ def test_a_run_that_failed_says_how_to_replay_its_event(
     path = record_data(tmp_path / "my scan.flrec", ContractData.of(range(1, 7), "eiger", "panda"))
     assert main(["run", place.key, "--from", str(path)]) == 1
     assert f"in a debugger: firstlight debug {place.key} --event 3 --from '{path}'" in capsys.readouterr().err
+
+
+def test_what_was_set_while_it_ran_is_part_of_the_command(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    source = Live(place.url, stream=place.name, timeout=_WITHIN_S)
+    with run(load_pipeline(place.one), source, on=Processes(1)) as running:
+        running.set_parameters(bad=99)
+        running.join(_WITHIN_S)
+        running.target = place.one
+        running.error = WorkerError("it raised", event_index=2)
+        note_replay(running, ["bad=7"])
+    assert capsys.readouterr().err.strip().endswith("--set bad=7 --set bad=99")  # the last one counts
 
 
 # -- beside a pipeline that runs --------------------------------------------------------------------------------------

@@ -88,14 +88,23 @@ def held(folder: Path, target: str = "mean.py:mean") -> Iterator[str]:
     """The address of a run that is over, and shown until Ctrl-C."""
     command = ("run", target, "--from", "scan.flrec", "--view", "0", "--hold", "--json")
     said: list[str] = []
+    told = threading.Event()
+
+    def read() -> None:
+        for line in process.stdout or ():
+            said.append(line)
+            if "views" in json.loads(line):
+                told.set()
+
     with start(folder, *command) as process:
         try:
             assert process.stdout is not None
             serving = json.loads(process.stdout.readline())
             assert serving["event"] == "serving"
             # With --json it says every half second how it goes on, until it is over.
-            reading = threading.Thread(target=lambda: said.extend(process.stdout or ()), daemon=True)
+            reading = threading.Thread(target=read, daemon=True)
             reading.start()
+            assert told.wait(_WITHIN_S), "what came out is told before it is held"
             yield serving["url"]
         finally:
             process.send_signal(signal.SIGINT)
@@ -117,8 +126,8 @@ def test_a_run_can_be_looked_at(folder: Path) -> None:
         assert f"mean: finished, {_N} events" in err
         (only,) = lines(firstlight_(folder, "view", url.removeprefix("http://"), "n", "--json")[0])
         assert only["state"] == "finished" and set(only["views"]) == {"n"} and only["views"]["n"]["value"] == _N
-        (nothing,) = lines(firstlight_(folder, "view", url, "not there", "--json")[0])
-        assert nothing["views"] == {}
+        out, err = firstlight_(folder, "view", url, "not there", "--json", code=4)
+        assert lines(out)[0]["views"] == {} and "shows no 'not there'; it shows n, picture" in err
         assert httpx.get(f"{url}/api/v1/run").json()["parameters_hash"]
 
 

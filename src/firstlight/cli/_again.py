@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,25 @@ if TYPE_CHECKING:
 
 __all__ = ["note_replay", "replay_command"]
 
+_MAX_SETTING = 200
+
 
 def note_replay(running: Run, parameters: Sequence[str]) -> None:
     """Tell how to see what went wrong in a debugger, if something did at an event."""
+    if running.target is None or (running.error is not None and running.error.values.get("in_reducer")):
+        return  # the debugger works on events with the worker alone
     parked = next(iter(running.stats.parked), (None, None))[0]
     index = parked if running.error is None else running.error.values.get("event_index")
-    if index is not None and running.target is not None:
-        note(f"in a debugger: {replay_command(running.target, running.source, index, parameters=parameters)}")
+    if index is not None:
+        every = [*parameters, *_set_meanwhile(running)]
+        note(f"in a debugger: {replay_command(running.target, running.source, index, parameters=every)}")
+
+
+def _set_meanwhile(running: Run) -> list[str]:
+    """Parameters that were changed while it ran, as ``--set`` takes them; but for masks, which no command line holds."""
+    first, now = (values.facts()["values"] for values in (running.parameter_history[0], running.parameters))
+    texts = {name: now[name] if isinstance(now[name], str) else json.dumps(now[name]) for name in now}
+    return [f"{name}={text}" for name, text in texts.items() if now[name] != first[name] and len(text) <= _MAX_SETTING]
 
 
 def replay_command(target: str, source: Source, index: int, *, parameters: Sequence[str] = ()) -> str:

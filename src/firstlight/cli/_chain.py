@@ -108,9 +108,9 @@ def run_stages(chain: Chain, source: Source, *, as_json: bool, view: str | None 
 
     with stop_on_signals() as stop, run_chain(chain, source) as running, served(running.runs, view, as_json=as_json):
         _watch(running, stop, as_json=as_json)
+        for name, run in running.runs.items():
+            tell(run, as_json, stage=name)
         held(stop, hold=hold)
-    for name, run in running.runs.items():
-        tell(run, as_json, stage=name)
     _leave(running)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from firstlight.cli._options import Beamtime, Json, Url, connected
-from firstlight.cli._output import columns, duration, note, print_json
+from firstlight.cli._output import columns, duration, note, os_words, print_json
 from firstlight.cli._run import load_pipeline, settings, source_of
 from firstlight.errors import ConfigurationError, ConnectionLostError, DataError, MessageNotFoundError
 
@@ -27,6 +27,7 @@ __all__ = ["debug"]
 _TIMEOUT_S = 10.0
 _LOOK_EVERY_S = 0.2
 _MAX_TEXT = 500
+_MAX_SHOWN = 10
 
 
 def debug(
@@ -178,11 +179,13 @@ def _name(event: Event) -> str:
 
 
 def _text(result: Any) -> str:
-    """A result on one line or few; of arrays also what they are."""
+    """A result on one line; of arrays what they are, and how they begin and end."""
     import numpy as np
 
-    kind = f"{result.dtype} {result.shape} " if isinstance(result, np.ndarray) else ""
-    text = f"{kind}{result!r}"
+    if isinstance(result, np.ndarray):
+        some = np.array2string(result, threshold=_MAX_SHOWN, separator=", ", max_line_width=_MAX_TEXT)
+        return f"{result.dtype} {result.shape} {' '.join(some.split())}"
+    text = repr(result)
     return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]} ..."
 
 
@@ -272,7 +275,9 @@ class _Attached:
                 raise MessageNotFoundError(f"{self.at} knows no event {index}, or not any more", id=index) from error
             raise DataError(f"{self.at} does not show a pipeline: {error.code} {text}") from error
         except OSError as error:
-            raise ConnectionLostError(f"cannot reach {self.at}: {error}; does the pipeline run with --view?") from error
+            raise ConnectionLostError(
+                f"cannot reach {self.at}: {os_words(error)}; does the pipeline run with --view?"
+            ) from error
 
 
 def _follow_one(worker: DebugWorker, ready: Ready, call: _Caller) -> int:

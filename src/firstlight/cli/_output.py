@@ -19,6 +19,7 @@ __all__ = [
     "duration",
     "note",
     "number",
+    "os_words",
     "print_json",
     "progress",
     "short",
@@ -42,6 +43,12 @@ def print_json(value: Any) -> None:
 def note(text: str) -> None:
     """Tell the person at the terminal."""
     print(text, file=sys.stderr, flush=True)
+
+
+def os_words(error: Exception) -> str:
+    """What the system says, without its number; also what `urllib` wraps."""
+    reason = getattr(error, "reason", None) or error
+    return getattr(reason, "strerror", None) or str(reason)
 
 
 def number(n: float) -> str:

@@ -22,6 +22,7 @@ from firstlight.errors import ConfigurationError, FirstlightError, PipelineError
 
 if TYPE_CHECKING:
     import threading
+    from collections.abc import Sequence
 
     from firstlight.pipeline import Chain, Executor, First, Live, Pipeline, Run, Source, Stats
 
@@ -152,9 +153,9 @@ def run(
             target=_absolute(target), parameters=parameters or [],
         )  # fmt: skip
     source = source_of(stream, segments, beamtime, url, group, timeout)
-    running = follow(pipeline, source, executor, as_json, view=view, hold=hold, target=_absolute(target))
-    tell(running, as_json)
-    note_replay(running, parameters or [])
+    running = follow(
+        pipeline, source, executor, as_json, view=view, hold=hold, target=_absolute(target), parameters=parameters or []
+    )
     fail(running)
 
 
@@ -317,9 +318,10 @@ def tags_of(given: list[str]) -> dict[str, list[int]]:
 
 def follow(
     pipeline: Pipeline, source: Source, executor: Executor, as_json: bool, *, view: str | None = None,
-    hold: bool = False, target: str | None = None,
+    hold: bool = False, target: str | None = None, parameters: Sequence[str] = (),
 ) -> Run:  # fmt: skip
-    """Run to the end, with a sign of life; `target` is what the command line calls the pipeline."""
+    """Run to the end, with a sign of life, and tell what came out; `target` is what the command line calls the pipeline,
+    and `parameters` what it sets."""
     from firstlight.pipeline import run as start
 
     with stop_on_signals() as stop:
@@ -327,6 +329,8 @@ def follow(
         running.target = target
         with served(running, view, as_json=as_json):
             _watch(running, stop, as_json)
+            tell(running, as_json)
+            note_replay(running, parameters)
             held(stop, hold=hold)
     return running
 
@@ -360,6 +364,7 @@ def tell(running: Run, as_json: bool, *, stage: str | None = None) -> None:
         print(f"{stats_line(running.pipeline.name, stats)}  ({running.state} after {duration(stats.elapsed_s)})")
         if views:
             print(columns([(name, view_text(view)) for name, view in views.items()], indent="  "))
+        sys.stdout.flush()  # whoever reads a pipe sees it also while the run is held
     for name, ids in stats.missing.items():
         if ids:
             note(f"{name} did not have {_ids(ids)}")

@@ -13,7 +13,7 @@ import typer
 from firstlight.cli._connect import stop_on_signals
 from firstlight.cli._options import Beamtime, Json, Url, check_extra
 from firstlight.cli._output import note
-from firstlight.cli._run import HangAfter, Tags, executor_of, fail, first_of, follow, live_of, tags_of, tell
+from firstlight.cli._run import HangAfter, Tags, executor_of, fail, first_of, follow, live_of, tags_of
 from firstlight.cli._scans import BeginWith, Follow, Scans, run_scans
 from firstlight.cli._served import ViewAt
 from firstlight.errors import ConfigurationError
@@ -130,7 +130,6 @@ def run_dranspose(
                     target=None, parameters=[],
                 )  # fmt: skip
             running = follow(pipeline, events, executor, as_json, view=view)
-            tell(running, as_json)
     fail(running)
 
 

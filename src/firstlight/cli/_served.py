@@ -67,5 +67,7 @@ def check_hold(at: str | None, *, hold: bool) -> None:
 
 def held(stop: threading.Event, *, hold: bool) -> None:
     """Go on until Ctrl-C, if that was asked for."""
+    if hold and not stop.is_set():
+        note("over, and shown until Ctrl-C")
     while hold and not stop.wait(_HOLD_S):
         pass

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from firstlight.cli._options import Json
-from firstlight.cli._output import columns, print_json, timestamp
+from firstlight.cli._output import columns, os_words, print_json, timestamp
 from firstlight.cli._run import settings as settings_of
 from firstlight.errors import ConfigurationError, ConnectionLostError, PipelineError, RemoteProtocolError
 
@@ -71,8 +71,9 @@ def _ask(at: str, method: str, place: str, body: bytes | None = None, kind: str 
         text = str(_read(at, error.read()).get("text", error.reason))
         raise (PipelineError if error.code == 409 else ConfigurationError)(text) from None
     except OSError as error:
-        reason = getattr(error, "reason", None) or error
-        raise ConnectionLostError(f"cannot reach {at}: {reason}; is a pipeline running with --view there?") from error
+        raise ConnectionLostError(
+            f"cannot reach {at}: {os_words(error)}; is a pipeline running with --view there?"
+        ) from error
 
 
 def _read(at: str, body: bytes) -> dict[str, Any]:

@@ -22,6 +22,7 @@ def stats_line(name: str, stats: Stats) -> str:
     if latency.count:
         parts.append(f"latency {duration(latency.quantile(0.5))}, p99 {duration(latency.quantile(0.99))}")
     for what, n in (
+        ("without a result", stats.empty),
         ("errors", stats.errors),
         ("parked", len(stats.parked)),
         ("lost", len(stats.lost)),

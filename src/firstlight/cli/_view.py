@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
 from firstlight.cli._options import Json
-from firstlight.cli._output import columns, note, number, print_json
+from firstlight.cli._output import columns, note, number, os_words, print_json
 from firstlight.cli._views import view_facts, view_text
-from firstlight.errors import ConfigurationError, ConnectionLostError, RemoteProtocolError
+from firstlight.errors import ConfigurationError, ConnectionLostError, MessageNotFoundError, RemoteProtocolError
 
 if TYPE_CHECKING:
     from firstlight.model import View
+
+    #: The state, what is known about the run, the views that are new, and the names of all.
+    _Look: TypeAlias = tuple[str, dict[str, Any], dict[str, View], list[str]]
 
 __all__ = ["view"]
 
@@ -35,14 +38,17 @@ def view(
 
     With --json one line {"state", "events", "views", "error"} each time; of pictures it tells the shape only.
     """
-    for state, run, views in _shown(url, names or [], every):
+    for state, run, views, known in _shown(url, names or [], every):
         _print(run | {"state": state}, views, as_json)
+        absent = [name for name in names or [] if name not in known]
+        if absent and not follow:
+            raise MessageNotFoundError(f"{url} shows no {absent[0]!r}; it shows {', '.join(known) or 'nothing yet'}")
         if not follow or (state not in ("running", "waiting") and not run["follows"]):
             break
 
 
-def _shown(url: str, names: list[str], every_s: float) -> Iterator[tuple[str, dict[str, Any], dict[str, View]]]:
-    """The state, what is known about the run, and the views that are new, whenever there is something new."""
+def _shown(url: str, names: list[str], every_s: float) -> Iterator[_Look]:
+    """The run whenever there is something new."""
     from websockets.exceptions import ConnectionClosed, WebSocketException
     from websockets.sync.client import connect
 
@@ -54,15 +60,15 @@ def _shown(url: str, names: list[str], every_s: float) -> Iterator[tuple[str, di
     except ConnectionClosed as error:
         raise ConnectionLostError(f"{url} has ended the connection; the run, or who showed it, is gone") from error
     except (OSError, WebSocketException) as error:
-        words = getattr(error, "strerror", None) or str(error)
         raise ConnectionLostError(
-            f"cannot look at {url}: {words}; is a pipeline running with --view there?", url=url
+            f"cannot look at {url}: {os_words(error)}; is a pipeline running with --view there?", url=url
         ) from error
 
 
-def _rounds(socket: Any) -> Iterator[tuple[str, dict[str, Any], dict[str, View]]]:
+def _rounds(socket: Any) -> Iterator[_Look]:
     from firstlight.live import unpack_view
 
+    known: list[str] = []
     run: dict[str, Any] = {}
     views: dict[str, View] = {}
     while True:
@@ -75,10 +81,12 @@ def _rounds(socket: Any) -> Iterator[tuple[str, dict[str, Any], dict[str, View]]
         match words.get("type"):
             case "run":
                 run = words
+            case "views":
+                known = [about["name"] for about in words["views"]]
             case "error":
                 raise RemoteProtocolError(f"the server says: {words.get('text')}")
             case "sent":
-                yield words["state"], run, views
+                yield words["state"], run, views, known
                 views = {}
 
 
@@ -95,11 +103,12 @@ def _print(run: dict[str, Any], views: dict[str, View], as_json: bool) -> None:
     stats = run.get("stats", {})
     if as_json:
         facts = {name: view_facts(found) for name, found in views.items()}
-        error = run.get("views_error") or None
+        error = run.get("views_error") or (run.get("error") or {}).get("text")
         print_json({"state": run["state"], "events": stats.get("events", 0), "views": facts, "error": error})
         return
     note(f"{run.get('pipeline', 'pipeline')}: {run['state']}, {number(stats.get('events', 0))} events")
-    if run.get("views_error"):
-        note(run["views_error"])
+    for text in (run.get("views_error"), (run.get("error") or {}).get("text")):
+        if text:
+            note(text)
     if views:
         print(columns([(name, view_text(found)) for name, found in views.items()]), flush=True)

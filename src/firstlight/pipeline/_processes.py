@@ -482,15 +482,16 @@ class ProcessesRun(Run):
         if unguarded:
             raise ConfigurationError(unguarded_text())
         if hung:
-            how = f"killed because it was longer than {self._on.hang_after_s:g} s at it"
-        logger.warning("worker %d of pipeline %r was %s at event %s", number, self.pipeline.name, how, index)
+            how = f"killed because it took longer than {self._on.hang_after_s:g} s"
+        at = "between events" if index is None else f"at event {index}"
+        logger.warning("worker %d of pipeline %r was %s %s", number, self.pipeline.name, how, at)
         if call is None:
             self._early_deaths += 1
         else:
             known = self._deaths.get(call, _Deaths())
             self._deaths[call] = _Deaths(known.n + 1, how, hung, trace)
         record = self._verdict(call) if call is not None else None
-        self._reduction.died(index, again=record is None, hung=hung)
+        self._reduction.died(index, verdict=record, hung=hung)
         self._check_deaths(index, record, how)
         if self.pipeline.combine is not None:
             self._drain()  # what it has stored is done, though it could not say so

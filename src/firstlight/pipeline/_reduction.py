@@ -82,6 +82,8 @@ class Reduction:
         self._ended: float | None = None
         self._latency = Histogram()
         self._for_everyone: set[int] = set()
+        #: By number of a record to come, attempts at its event that were counted when they failed.
+        self._told_attempts: dict[int, int] = {}
         self._missing: dict[str, Ranges] = {}
         self._available = 0
         #: Changes of the reducer, and after how many of them it failed to show itself.
@@ -160,8 +162,9 @@ class Reduction:
             self._latency.record(max((time.time_ns() - record.event_ns) * 1e-9, 0.0))
 
     def _count(self, record: Record) -> None:
-        self._counts.retried += record.attempts - 1
-        self._counts.errors += record.attempts - 1
+        untold = max(record.attempts - 1 - self._told_attempts.pop(record.number, 0), 0)
+        self._counts.retried += untold
+        self._counts.errors += untold
 
     def _has_none(self, first: int, last: int) -> None:
         """The records with the numbers ``first .. last`` hold up no results."""
@@ -216,14 +219,16 @@ class Reduction:
             self._counts.errors += record.kind == "error"
             self._counts.last_errors.append(EventError(record.index, record.error))
 
-    def died(self, index: int | None, *, again: bool, hung: bool = False) -> None:
-        """A worker process ended, maybe at event `index`, which somebody else gets if `again`."""
+    def died(self, index: int | None, *, verdict: Record | None = None, hung: bool = False) -> None:
+        """A worker process ended, maybe at event `index`, which somebody else gets unless there is a `verdict`."""
         with self._lock:
             self._counts.workers_died += 1
             self._counts.hung += hung
-            if index is not None:
+            if verdict is not None:  # whoever takes it, or tells that it ended the run, counts this death
+                self._told_attempts[verdict.number] = verdict.attempts - 1
+            elif index is not None:
                 self._counts.errors += 1
-                self._counts.retried += again
+                self._counts.retried += 1
 
     def worker_failed(self, error: WorkerError) -> None:
         """User code raised at an event, and the run ends with that."""

@@ -303,5 +303,5 @@ def reducer_error(pipeline: Pipeline, where: str, error: BaseException, *, index
     words = told(error)
     return WorkerError(
         f"{who} raised {where}: {words.type}: {words.text}",
-        event_index=index, error_type=words.type, traceback_text=words.traceback,
+        event_index=index, error_type=words.type, traceback_text=words.traceback, in_reducer=True,
     )  # fmt: skip

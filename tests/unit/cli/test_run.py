@@ -60,3 +60,43 @@ def test_each_outcome_is_counted_and_listed(
     assert f"2 {outcome}  1 again  1 unmatched" in out
     assert f"{outcome}: events 3 to 4" in err.splitlines()
     assert "again: eiger, events 5" in err.splitlines() and "unmatched: panda, messages 3" in err.splitlines()
+
+
+_FAILS = """
+from firstlight import Pipeline
+from firstlight.testing._pipeline_contract import MeanRows
+
+class Fails(MeanRows):
+    def add(self, index, result):
+        raise ValueError("no room")
+
+def mean(event):
+    return event["eiger"].array.mean(axis=1) if event.index % 2 else None
+
+fails = Pipeline("fails", inputs=["eiger"], worker=mean, reducer=Fails)
+works = Pipeline("works", inputs=["eiger"], worker=mean, reducer=MeanRows)
+"""
+
+
+def _run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    file = f"run_{name}_file.py"
+    path = scan(folder, file)
+    (folder / file).write_text(_FAILS)
+    return main(["run", f"{file}:{name}", "--from", str(path)])
+
+
+def test_the_debugger_of_workers_is_not_offered_for_a_reducer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _run("fails", tmp_path, monkeypatch) == 1
+    err = capsys.readouterr().err
+    assert "the reducer of pipeline 'fails' raised" in err and "no room" in err and "in a debugger" not in err
+
+
+def test_events_without_a_result_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _run("works", tmp_path, monkeypatch) == 0
+    assert "works: 5 events" in (out := capsys.readouterr().out) and "2 without a result" in out

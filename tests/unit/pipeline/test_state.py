@@ -128,7 +128,7 @@ def test_a_reduction_goes_on_where_another_one_was() -> None:
     first.take(Record(2, "none"))
     first.take(Record(4, "error", attempts=3, error=UserError("ValueError", "bad", "trace")))
     first.take(Record(5, "lost"))
-    first.died(6, again=True)
+    first.died(6)
     second = Reduction(_pipeline(Collect), live=False)
     second.restore(first.save())
     assert second.reducer.found == {1: 1.5}
