@@ -136,6 +136,10 @@ def test_a_chain_can_be_looked_at(folder: Path) -> None:
     with held(folder, "chain.toml") as url:
         (stage,) = httpx.get(f"{url}/api/v1/stages").json()
         assert stage["name"] == "hits"
+        for command in ("view", "set", "debug"):
+            last = ["--last", "1"] if command == "debug" else []
+            _, err = firstlight_(folder, command, url, *last, code=1 if command == "debug" else 2)
+            assert "add one of /stages/hits to the address" in err
         out, _ = firstlight_(folder, "view", url + stage["url"], "n", "--follow", "--json")
         assert lines(out)[-1]["state"] == "finished" and lines(out)[-1]["views"]["n"]["value"] == _N
 

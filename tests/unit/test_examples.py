@@ -131,6 +131,18 @@ def test_the_tutorial_ends_with_a_plot(tutorial: Reader, service: ThreadService,
     assert plot.is_file(), "the same program plots a stream while it is taken"
 
 
+def test_the_page_on_analysis(monkeypatch: pytest.MonkeyPatch) -> None:
+    page: Any = types.ModuleType("saxs")
+    monkeypatch.setitem(sys.modules, "saxs", page)
+    first = python_blocks("docs/how-to/run-your-analysis.md")[0]
+    exec(compile(first, "run-your-analysis.md", "exec", dont_inherit=True), page.__dict__)  # our own page
+    frames = Items({"eiger": [np.full((64, 80), value, np.uint16) for value in (3, 5)]})
+    mean = run(page.saxs, frames).result()
+    assert mean.snapshot()["profile"].values == pytest.approx(np.full(50, 4.0)) and mean.indices == [1, 2]
+    mean.add(3, np.ones(20))  # as when `firstlight set` changed the number of bins
+    assert mean.snapshot()["profile"].values == pytest.approx(np.ones(20)) and mean.indices == [3]
+
+
 def test_the_page_on_reducers(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     page: Any = types.ModuleType("bright")
     monkeypatch.setitem(sys.modules, "bright", page)  # where its dataclasses look

@@ -12,7 +12,7 @@ from firstlight.cli._output import columns, os_words, print_json, timestamp
 from firstlight.cli._run import settings as settings_of
 from firstlight.errors import ConfigurationError, ConnectionLostError, PipelineError, RemoteProtocolError
 
-__all__ = ["set_parameters"]
+__all__ = ["ask", "set_parameters"]
 
 _WITHIN_S = 20.0
 
@@ -37,11 +37,11 @@ def set_parameters(
     given = settings_of(settings or [])
     values = {name: value for name, value in given.items() if isinstance(value, str)}
     files = {name: value for name, value in given.items() if isinstance(value, bytes)}
-    now = _ask(at, "GET", "") if not given else {}
+    now = ask(at) if not given else {}
     if values:
-        now = _ask(at, "POST", "", json.dumps(values).encode(), "application/json")
+        now = ask(at, "POST", "", json.dumps(values).encode(), "application/json")
     for name, content in files.items():
-        now = _ask(at, "PUT", f"/{name}", content, "application/octet-stream")
+        now = ask(at, "PUT", f"/{name}", content, "application/octet-stream")
     if as_json:
         print_json(now)
         return
@@ -58,7 +58,8 @@ def _address(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}/api/v1/parameters"
 
 
-def _ask(at: str, method: str, place: str, body: bytes | None = None, kind: str = "") -> dict[str, Any]:
+def ask(at: str, method: str = "GET", place: str = "", body: bytes | None = None, kind: str = "") -> dict[str, Any]:
+    """What a running pipeline answers; what it refuses is raised in its words."""
     from urllib.error import HTTPError
     from urllib.parse import quote
     from urllib.request import Request, urlopen

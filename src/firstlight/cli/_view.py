@@ -10,6 +10,7 @@ import typer
 
 from firstlight.cli._options import Json
 from firstlight.cli._output import columns, note, number, os_words, print_json
+from firstlight.cli._set import ask
 from firstlight.cli._views import view_facts, view_text
 from firstlight.errors import ConfigurationError, ConnectionLostError, MessageNotFoundError, RemoteProtocolError
 
@@ -49,7 +50,7 @@ def view(
 
 def _shown(url: str, names: list[str], every_s: float) -> Iterator[_Look]:
     """The run whenever there is something new."""
-    from websockets.exceptions import ConnectionClosed, WebSocketException
+    from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
     from websockets.sync.client import connect
 
     place = _socket_url(url)
@@ -59,6 +60,9 @@ def _shown(url: str, names: list[str], every_s: float) -> Iterator[_Look]:
             yield from _rounds(socket)
     except ConnectionClosed as error:
         raise ConnectionLostError(f"{url} has ended the connection; the run, or who showed it, is gone") from error
+    except InvalidStatus as error:
+        ask(f"http{place.removeprefix('ws')}")  # HTTP has words for why
+        raise RemoteProtocolError(f"{url} does not answer as a running pipeline does; is this its address?") from error
     except (OSError, WebSocketException) as error:
         raise ConnectionLostError(
             f"cannot look at {url}: {os_words(error)}; is a pipeline running with --view there?", url=url

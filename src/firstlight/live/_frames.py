@@ -45,7 +45,7 @@ def facts_of(view: View) -> dict[str, Any]:
         case Text():
             facts["text"] = view.text
         case Table():
-            facts["units"] = dict(view.units)
+            facts |= {"columns": list(view.columns), "units": dict(view.units)}
     main = main_array(view)
     if main is not None:
         facts |= {"shape": list(main.shape), "dtype": main.dtype.str}
@@ -158,7 +158,7 @@ def _made(head: Mapping[str, Any], arrays: dict[str, Any]) -> View:
     kind: Any = VIEW_KINDS[head["kind"]]
     common = {name: head[name] for name in ("title", "unit", "temporality")}
     if kind is Table:
-        return Table(arrays, units=head["units"], **common)
+        return Table({name: arrays[name] for name in head["columns"]}, units=head["units"], **common)
     if kind is Text:
         return Text(head["text"], **common)
     if kind is Scalar:

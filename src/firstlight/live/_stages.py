@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 from urllib.parse import quote
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
@@ -43,6 +44,7 @@ class Stages:
             Route("/", self.root),
             Route("/health", self.health),
             Route("/api/v1/stages", self.stages),
+            Route("/api/v1/{rest:path}", self.elsewhere, methods=["GET", "POST", "PUT"]),
             Mount("/h5grove", routes=grove_routes(self._opened)),
             *(route for route in hsds if route.path != "/"),
             # Paths are compared when they are decoded.
@@ -80,6 +82,11 @@ class Stages:
         return json_response([
             {"name": name, "url": f"/stages/{quote(name)}/"} | facts for name, facts in self._facts().items()
         ])  # fmt: skip
+
+    def elsewhere(self, request: Request) -> Response:
+        """What only a stage can answer."""
+        places = ", ".join(f"/stages/{quote(name)}" for name in self._stages)
+        raise HTTPException(404, f"several pipelines are shown here; add one of {places} to the address")
 
     def _facts(self) -> dict[str, dict[str, Any]]:
         runs = {name: answers.run_now() for name, answers in self._stages.items()}

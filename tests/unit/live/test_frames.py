@@ -14,7 +14,7 @@ from firstlight.errors import DataError
 from firstlight.hdf5tree import json_response
 from firstlight.live import pack_view, unpack_view
 from firstlight.live._frames import VIEW_KINDS, facts_of, json_facts
-from firstlight.model import Line, Scalar, View
+from firstlight.model import Line, Scalar, Table, View
 from unit.live.views import VIEWS
 
 ABOUT = {"name": "a", "version": 7, "run": 1}
@@ -30,6 +30,12 @@ def test_a_view_comes_back_as_it_was(name: str) -> None:
     assert found == view or name == "big-endian"
     if name == "big-endian":
         assert found.values.dtype == np.dtype("<f4") and np.array_equal(found.values, view.values)
+
+
+def test_columns_stay_in_order() -> None:
+    table = Table({"n": [1, 2], "sample": ["a", "b"], "dose": [0.5, 1.5]})
+    head, found = unpack_view(pack_view(table, ABOUT))
+    assert isinstance(found, Table) and list(found.columns) == head["columns"] == ["n", "sample", "dose"]
 
 
 def test_every_kind_is_tried() -> None:
