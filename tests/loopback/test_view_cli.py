@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 
 import firstlight
-from firstlight.testing._pipeline_contract import ContractData
+from firstlight.live import serve
+from firstlight.pipeline import Inline, Items, Pipeline, run
+from firstlight.testing._pipeline_contract import ContractData, MeanRows
 from unit.pipeline.recordings_made import record_data
 
 _WITHIN_S = 60
@@ -129,6 +131,17 @@ def test_a_run_can_be_looked_at(folder: Path) -> None:
         out, err = firstlight_(folder, "view", url, "not there", "--json", code=4)
         assert lines(out)[0]["views"] == {} and "shows no 'not there'; it shows n, picture" in err
         assert httpx.get(f"{url}/api/v1/run").json()["parameters_hash"]
+
+
+def test_who_follows_a_run_that_is_no_longer_shown_is_told_and_that_is_no_error(folder: Path) -> None:
+    pipeline = Pipeline("waits", inputs=["eiger"], worker=len, reducer=MeanRows)
+    with serve(run(pipeline, Items({"eiger": []}), on=Inline()), port=0) as server:
+        process = start(folder, "view", server.url, "--follow", "--json")
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["state"] == "running"
+    with process:
+        _, err = process.communicate(timeout=_WITHIN_S)
+    assert process.returncode == 0 and "shows the run no longer" in err, err
 
 
 def test_a_chain_can_be_looked_at(folder: Path) -> None:

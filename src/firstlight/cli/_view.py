@@ -54,11 +54,17 @@ def _shown(url: str, names: list[str], every_s: float) -> Iterator[_Look]:
     from websockets.sync.client import connect
 
     place = _socket_url(url)
+    looked = False
     try:
         with connect(place, max_size=_MAX_WORD_BYTES, open_timeout=_WITHIN_S) as socket:
             socket.send(json.dumps({"subscribe": names or "*", "every_s": every_s}))
-            yield from _rounds(socket)
+            for look in _rounds(socket):
+                looked = True
+                yield look
     except ConnectionClosed as error:
+        if looked and error.rcvd is not None:  # it said goodbye
+            note(f"{url} shows the run no longer")
+            return
         raise ConnectionLostError(f"{url} has ended the connection; the run, or who showed it, is gone") from error
     except InvalidStatus as error:
         ask(f"http{place.removeprefix('ws')}")  # HTTP has words for why

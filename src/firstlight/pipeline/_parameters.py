@@ -69,6 +69,7 @@ _NPY = b"\x93NUMPY"
 _MAX_LISTED = 1000
 _MAX_SHOWN = 60
 _CHUNK = 1 << 20
+_IN_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 _SIMPLE: Mapping[Any, ParameterKind] = {bool: "bool", int: "int", float: "float", str: "str"}
 
 
@@ -293,7 +294,10 @@ def _is_for_msgspec(hint: Any) -> bool:
 
 def _to_simple(spec: ParameterSpec, value: Any) -> Any:
     # Numbers and text of numbers, but not 2.5 as an int or 1 as text.
-    return msgspec.convert(value.item() if isinstance(value, np.generic) else value, spec.type, strict=False)
+    try:
+        return msgspec.convert(value.item() if isinstance(value, np.generic) else value, spec.type, strict=False)
+    except msgspec.ValidationError:
+        raise ValueError(", ".join(word for word in (f"it is {_IN_WORDS[spec.kind]}", _span(spec)) if word)) from None
 
 
 def _to_choice(spec: ParameterSpec, value: Any) -> Any:
@@ -355,7 +359,11 @@ def _to_json(spec: ParameterSpec, value: Any) -> Any:
             value = msgspec.json.decode(value)
         except msgspec.DecodeError:
             pass  # text that is not JSON is text
-    return msgspec.convert(value, spec.type, strict=False)
+    try:
+        return msgspec.convert(value, spec.type, strict=False)
+    except msgspec.ValidationError as error:
+        name = spec.type.__name__ if isinstance(spec.type, type) and not get_args(spec.type) else spec.type
+        raise ValueError(f"it is {name}, as JSON where it is text: {error}") from None
 
 
 def _to_object(spec: ParameterSpec, value: Any) -> Any:
@@ -389,8 +397,15 @@ def _check_limits(spec: ParameterSpec, value: Any) -> None:
     # Not the other way round: NaN is within no limits.
     within = (low is None or bool(np.all(values >= low))) and (high is None or bool(np.all(values <= high)))
     if not within:
-        span = f"from {low:g} on" if high is None else f"up to {high:g}" if low is None else f"{low:g} to {high:g}"
-        raise ValueError(f"it is {span}{f' {spec.unit}' if spec.unit else ''}")
+        raise ValueError(f"it is {_span(spec)}")
+
+
+def _span(spec: ParameterSpec) -> str:
+    low, high = spec.limits
+    if low is None and high is None:
+        return ""
+    span = f"at least {low:g}" if high is None else f"at most {high:g}" if low is None else f"{low:g} to {high:g}"
+    return f"{span} {spec.unit}".rstrip()
 
 
 def _shown(value: Any) -> str:
