@@ -16,6 +16,8 @@ __all__ = ["HttpListener"]
 
 #: Answers that are under way when the service stops get so long to be read.
 _GRACE_S = 2
+#: The time in the headers of answers is as old as this at most.
+_TICK_S = 1.0
 #: A connection may rest between two requests.
 _KEEP_ALIVE_S = 60
 #: A request's first line and headers must be here within this, and not be longer.
@@ -81,18 +83,30 @@ class HttpListener:
     async def stop(self) -> None:
         """Stop serving; what is being answered is answered."""
         if self._server is not None:
-            self._server.should_exit = True
+            self._server.leave()
             self._server = None
             await self._task
         self.sock.close()
 
 
 class _Uvicorn(uvicorn.Server):
-    """Tells when it listens, and leaves signals to the service."""
+    """Tells when it listens, leaves signals to the service, and does not look ten times a second whether to leave."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.listening = asyncio.Event()
+        self._leaving = asyncio.Event()
+
+    def leave(self) -> None:
+        """Stop serving."""
+        self.should_exit = True
+        self._leaving.set()
+
+    async def main_loop(self) -> None:
+        # Counter 0 renews what answers say about the time, as every tenth turn does.
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._leaving.wait(), _TICK_S)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

@@ -23,7 +23,7 @@ from firstlight.pipeline._talk import Answer, GroupJob, HandOut, Stop
 
 __all__ = ["Feed", "GroupFeed", "ShareFeed", "Task"]
 
-_SLICE_S = 0.2
+_SLICE_S = 0.5
 #: Messages of several triggers that are kept for the events of the others.
 _MAX_HELD = 16
 

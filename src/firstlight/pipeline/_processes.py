@@ -56,7 +56,7 @@ __all__ = ["Processes"]
 
 logger = logging.getLogger(__name__)
 
-_TICK_S = 0.1
+_TICK_S = 0.2
 #: Workers that die before they are set up: after so many in a row it is not by chance.
 _MAX_EARLY_DEATHS = 3
 _DRAIN_WITHIN_S = 60.0

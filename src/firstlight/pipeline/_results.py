@@ -26,7 +26,7 @@ from firstlight.pipeline._state import kind_of
 
 __all__ = ["Results"]
 
-_SLICE_S = 0.2
+_SLICE_S = 0.5
 
 
 class Results:
