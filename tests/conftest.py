@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
@@ -23,6 +25,15 @@ def _is_allowed(reason: str) -> bool:
     if reason.startswith("no recording ") and not RECORDINGS.is_dir():
         return True
     return reason.startswith(ALLOWED_IN_CI)
+
+
+@pytest.fixture(autouse=True)
+def _level_of_the_root_logger() -> Iterator[None]:
+    """h5pyd silences everybody when it opens a file; the next test may want to read the log."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    root.setLevel(level)
 
 
 class _SkipWatch:

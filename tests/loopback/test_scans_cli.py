@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -125,19 +126,23 @@ def test_parameters_are_changed_from_another_terminal(shell: Shell, tmp_path: Pa
     with shell.run("--follow", "*", "--scans", "1", "-w", "1", "--view", "0", "--json") as process:
         assert process.stdout is not None
         url = json.loads(process.stdout.readline())["url"]
-        with Client(shell.url) as client:
-            send(client, "scan_1", n=400, pause_s=0.05)
-        deadline = time.monotonic() + _WITHIN_S
-        while "threshold" not in (listed := shell.start("set", url).communicate(timeout=_WITHIN_S)[0]):
-            assert time.monotonic() < deadline
-        assert "photon  0 .. 1000  what counts" in listed and "number 1, hash " in listed
-        out, _ = shell("set", url, "threshold=1000", "mask=@mask.npy", "--json")
-        now = json.loads(out)
-        assert now["values"] == {"threshold": 1000, "mask": [True, False]} and now["number"] == 3
-        _, err = shell("set", url, "threshold=1001", code=2)
-        assert "parameter threshold cannot be '1001': it is 0 to 1000 photon" in err
-        _, err = shell("set", url, "gain=1", code=2)
-        assert "no parameter 'gain'" in err
+        # The scan is on until everything is changed: of one that is over there is nothing to change.
+        with Client(shell.url) as client, client.produce("eiger", stream="scan_1") as out:
+            out.send(frame(1))
+            out.flush()
+            deadline = time.monotonic() + _WITHIN_S
+            while httpx.get(f"{url}/api/v1/run").json()["state"] != "running":
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            listed, _ = shell("set", url)
+            assert "photon  0 .. 1000  what counts" in listed and "number 1, hash " in listed
+            told, _ = shell("set", url, "threshold=1000", "mask=@mask.npy", "--json")
+            now = json.loads(told)
+            assert now["values"] == {"threshold": 1000, "mask": [True, False]} and now["number"] == 3
+            _, err = shell("set", url, "threshold=1001", code=2)
+            assert "parameter threshold cannot be '1001': it is 0 to 1000 photon" in err
+            _, err = shell("set", url, "gain=1", code=2)
+            assert "no parameter 'gain'" in err
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=_WITHIN_S)
     _, err = shell("set", url, "threshold=1", code=3)
