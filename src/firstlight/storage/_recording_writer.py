@@ -122,7 +122,8 @@ class RecordingWriter:
         n = batch.n_messages - row if n is None else n
         if n == batch.n_messages:
             at = batch.header.blobs_offset
-            head, body = batch.buffer[:at], [batch.buffer[at : batch.length]]
+            # A copy: the service may be about to note in it where it writes the batch, between our checksum and our write.
+            head, body = memoryview(bytes(batch.buffer[:at])), [batch.buffer[at : batch.length]]
         else:
             pieces = batch.select(row, n)
             head, body = memoryview(pieces[0]), [memoryview(piece) for piece in pieces[1:]]

@@ -102,6 +102,20 @@ def test_times_and_batches_are_those_of_the_service(path: Path) -> None:
         assert bytes(file.batch_at(offset).buffer) == data
 
 
+def test_a_batch_that_the_service_writes_to_its_own_disk_meanwhile_is_whole(path: Path) -> None:
+    batch = Batch.parse(memoryview(bytearray(batch_bytes([1, 2], size=20, stored_ns=100))))
+
+    class Overtaken(RecordingWriter):
+        def _write_at(self, at: int, pieces: Any) -> None:
+            batch.seal(segment=at, checksum_blobs=True)  # in the memory that the service shares with us
+            super()._write_at(at, pieces)
+
+    with Overtaken(path) as out:
+        out.append(out.begin(SCAN, created_ns=5), batch)
+    with RecordingFile(path) as file:
+        assert file.verify() == [] and len(messages(file)) == 2
+
+
 def test_arrays_in_the_file_are_aligned(path: Path) -> None:
     write(path)
     with RecordingFile(path) as file:
