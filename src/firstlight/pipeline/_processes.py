@@ -322,8 +322,9 @@ class ProcessesRun(Run):
 
     def _retuned(self, retuned: _Retuned, pool: Pool) -> None:
         self._sendable, self._stamp = retuned.sendable, retuned.new.stamp
-        pool.retune(pickle.dumps(self._job()), Retune(retuned.changed, self._stamp))
+        # Written down first: no result may carry a hash that the history does not know.
         self._keep(retuned.new)
+        pool.retune(pickle.dumps(self._job()), Retune(retuned.changed, self._stamp))
         self._reduction.retune(retuned.new.values)
 
     def _keep(self, new: ParameterSet) -> None:

@@ -89,9 +89,7 @@ class Settler:
                 self._busy = True
                 self._changed.notify_all()
             try:
-                self._settle([record for _, record in lot if record is not None])
-                for task, _ in lot:
-                    task.done()
+                self._settle_all(lot)
             except (FirstlightError, OSError) as error:
                 with self._changed:
                     self._error = error
@@ -102,3 +100,9 @@ class Settler:
             with self._changed:
                 self._busy = False
                 self._changed.notify_all()
+
+    def _settle_all(self, lot: list[tuple[Task, WireRecord | None]]) -> None:
+        # A function of its own: a variable that is left over would keep the message of the last event.
+        self._settle([record for _, record in lot if record is not None])
+        for task, _ in lot:
+            task.done()

@@ -279,7 +279,12 @@ def told(error: BaseException) -> UserError:
         text = str(error)
     except Exception:  # noqa: BLE001 - user code: the __str__ of an exception class
         text = "(its text cannot be made)"
-    return UserError(type(error).__name__, text, "".join(lines))
+    return UserError(type(error).__name__, _written(text), _written("".join(lines)))
+
+
+def _written(text: str) -> str:
+    # Names of files that are no UTF-8 have characters that no JSON can hold, and records are JSON.
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def worker_error(pipeline: Pipeline, index: int, error: BaseException) -> WorkerError:
