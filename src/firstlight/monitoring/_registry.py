@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -108,6 +109,8 @@ class Registry:
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        # Components of one process come and go in threads of their own while another thread takes a snapshot.
+        self._lock = threading.RLock()
         self._families: dict[str, _Family] = {}
 
     def counter(self, name: str, *, unit: str = "", help: str = "", **labels: str) -> Counter:
@@ -178,8 +181,9 @@ class Registry:
         ConfigurationError
             As for `counter`.
         """
-        family = self._family(None, Kind.GAUGE, name, unit, help, labels)
-        family.reads[tuple(labels[label] for label in family.label_names)] = read
+        with self._lock:
+            family = self._family(None, Kind.GAUGE, name, unit, help, labels)
+            family.reads[tuple(labels[label] for label in family.label_names)] = read
 
     def remove(self, **labels: str) -> int:
         """Drop every instrument that carries all these labels, and return how many there were.
@@ -193,19 +197,15 @@ class Registry:
         """
         if not labels:
             raise ConfigurationError("say by which labels instruments are to be removed")
-        n_removed = 0
-        for family in list(self._families.values()):
-            for values in list(family.reads):
-                if labels.items() <= dict(zip(family.label_names, values, strict=True)).items():
-                    del family.reads[values]
-                    family.instruments.pop(values, None)
-                    n_removed += 1
-        return n_removed
+        with self._lock:
+            return sum(_remove(family, labels) for family in self._families.values())
 
     def snapshot(self) -> tuple[MetricFamily, ...]:
         """Return all numbers at this moment, by name; families without instruments are left out."""
-        found = sorted(self._families.values(), key=lambda family: family.name)
-        return tuple(_snapshot(family) for family in found if family.reads)
+        with self._lock:
+            found = [(family, dict(family.reads)) for family in self._families.values() if family.reads]
+        # Probes are foreign code: they are read with the lock released.
+        return tuple(_snapshot(family, reads) for family, reads in sorted(found, key=lambda pair: pair[0].name))
 
     def _find_or_make(
         self,
@@ -217,13 +217,14 @@ class Registry:
         labels: Mapping[str, str],
         make: Callable[[], Counter | Gauge | Rate | Histogram],
     ) -> object:
-        family = self._family(type_, kind, name, unit, help_, labels)
-        key = tuple(labels[label] for label in family.label_names)
-        if key not in family.instruments:
-            instrument = make()
-            family.instruments[key] = instrument
-            family.reads[key] = _reader(instrument)
-        return family.instruments[key]
+        with self._lock:
+            family = self._family(type_, kind, name, unit, help_, labels)
+            key = tuple(labels[label] for label in family.label_names)
+            if key not in family.instruments:
+                instrument = make()
+                family.instruments[key] = instrument
+                family.reads[key] = _reader(instrument)
+            return family.instruments[key]
 
     def _family(
         self, type_: type | None, kind: Kind, name: str, unit: str, help_: str, labels: Mapping[str, str]
@@ -267,6 +268,18 @@ def _reader(instrument: Counter | Gauge | Rate | Histogram) -> _Read:
             return lambda: instrument.value
 
 
-def _snapshot(family: _Family) -> MetricFamily:
-    samples = tuple(Sample(labels, read()) for labels, read in tuple(family.reads.items()))
+def _remove(family: _Family, labels: Mapping[str, str]) -> int:
+    found = [
+        values
+        for values in family.reads
+        if labels.items() <= dict(zip(family.label_names, values, strict=True)).items()
+    ]
+    for values in found:
+        del family.reads[values]
+        family.instruments.pop(values, None)
+    return len(found)
+
+
+def _snapshot(family: _Family, reads: Mapping[tuple[str, ...], _Read]) -> MetricFamily:
+    samples = tuple(Sample(labels, read()) for labels, read in reads.items())
     return MetricFamily(family.name, family.kind, family.unit, family.help, family.label_names, samples)
