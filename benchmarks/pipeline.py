@@ -9,6 +9,9 @@ event, with times; the reducer keeps the rows. Events/s are n / (last row in the
 included; latencies are from the send to the reducer, at a rate far below what is possible. CPU is user and system time
 of all processes of one kind. Medians over the rounds, smallest and largest behind them; ratios are within this run.
 
+Wake-ups are voluntary context switches, of all threads: each is a thread that had nothing to do and then had. Of latency
+that is what remains when the processors are quick; and other programs, which make times useless, hardly change the number.
+
 dranspose runs as its users run it: ``dranspose controller|ingester|worker|reducer``, a ``ZmqPullSingleIngester`` for each
 stream, 10 neighbouring events to one worker when it shall be fast, one when latency counts. Its virtual environment is
 made in ~/.cache/firstlight unless ``--dranspose`` names one; without it, or without a redis-server, its columns stay empty.
@@ -26,19 +29,19 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from pipeline_peer import Peer, PeerMissing, python_of
 
 from firstlight.client import Client
-from firstlight.pipeline import Live, Pipeline, Processes, Run, run
+from firstlight.pipeline import Live, Pipeline, Processes, run
 from firstlight.testing import RunningService
 from firstlight.testing.bench import headline
 from firstlight.testing.bench._sample import cpu_seconds, describe_machine
@@ -83,13 +86,41 @@ CASES = (
 
 @dataclass
 class Measured:
-    """One run: events/s, latencies in ms, CPU in ms an event by kind of process, cores that others used."""
+    """One run: events/s, latencies in ms, CPU in ms and wake-ups an event by kind of process."""
 
     events_per_s: float
     p50_ms: float
     p99_ms: float
     to_worker_p50_ms: float
     cpu_ms: dict[str, float] = field(default_factory=dict)
+    wakes: dict[str, float] = field(default_factory=dict)
+
+
+class Used(NamedTuple):
+    """What processes have used so far: CPU in s, and wake-ups."""
+
+    cpu_s: float
+    n_wakes: int
+
+    @classmethod
+    def here(cls, who: int = resource.RUSAGE_SELF) -> Used:
+        """This process, or those that it has waited for."""
+        found = resource.getrusage(who)
+        return cls(found.ru_utime + found.ru_stime, found.ru_nvcsw)
+
+    @classmethod
+    def of(cls, pids: Iterable[int]) -> Used:
+        """Other processes, all threads together; what threads that have ended were woken is not counted."""
+        pids = list(pids)
+        return cls(sum(map(cpu_seconds, pids)), sum(map(_wakes, pids)))
+
+    def __sub__(self, other: Used) -> Used:  # type: ignore[override]
+        return Used(self.cpu_s - other.cpu_s, self.n_wakes - other.n_wakes)
+
+
+def _wakes(pid: int) -> int:
+    found = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status")]
+    return sum(int(text.partition("\nvoluntary_ctxt_switches:")[2].split(maxsplit=1)[0]) for text in found)
 
 
 # -- the same work --------------------------------------------------------------------------------------------------
@@ -183,7 +214,7 @@ def source(pipe: Connection, url: str, stream: str, case: Case) -> None:
         pipe.send("warm")
         pipe.recv()
         send(case.n, case.hz)
-    pipe.send(time.process_time())
+    pipe.send(Used.here())
 
 
 def reduce(pipe: Connection, url: str, stream: str, case: Case) -> None:
@@ -194,17 +225,11 @@ def reduce(pipe: Connection, url: str, stream: str, case: Case) -> None:
     while running.stats.events < WARM and not running.join(0.05):
         pass
     pids = [process.pid for process in multiprocessing.active_children() if process.pid]
-    began = time.process_time(), sum(map(cpu_seconds, pids))
+    began = Used.here(), Used.of(pids)
     pipe.send(pids)
     pipe.recv()
-    _end(running, began, pipe)
-
-
-def _end(running: Run, began: tuple[float, float], pipe: Connection) -> None:
     rows = running.result(WITHIN_S).rows
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    own, workers = time.process_time() - began[0], children.ru_utime + children.ru_stime - began[1]
-    pipe.send((rows, own, workers))
+    pipe.send((rows, Used.here() - began[0], Used.here(resource.RUSAGE_CHILDREN) - began[1]))
 
 
 def service(folder: Path, keep: str) -> RunningService:
@@ -221,39 +246,39 @@ def ours(case: Case, running: RunningService) -> Measured:
     with Part(reduce, running.url, stream, case) as reducer, Part(source, running.url, stream, case) as sender:
         sender.hear()
         reducer.hear()
-        before = cpu_seconds(running.pid), cpu_seconds(sender.pid)
+        before = Used.of([running.pid]), Used.of([sender.pid])
         reducer.say("go")
         sender.say("go")
-        sent_s = sender.hear()
-        rows, own_s, workers_s = reducer.hear()
-        cpu_s = {
-            "source": sent_s - before[1], "service": cpu_seconds(running.pid) - before[0], "workers": workers_s,
-            "run": own_s,
+        sent = sender.hear()
+        rows, own, workers = reducer.hear()
+        used = {
+            "source": sent - before[1], "service": Used.of([running.pid]) - before[0], "workers": workers, "run": own
         }  # fmt: skip
     rows = sorted(rows)[WARM:]
     if [row[0] for row in rows] != list(range(WARM + 1, WARM + case.n + 1)):
         sys.exit(f"{case.name}: {len(rows)} events instead of {case.n}, or the wrong ones")
-    return measured(rows, cpu_s)
+    return measured(rows, used)
 
 
 def theirs(case: Case, peer: Peer) -> Measured:
     """One round of dranspose."""
-    before = {role: sum(map(cpu_seconds, pids)) for role, pids in peer.pids.items()}
+    before = {role: Used.of(pids) for role, pids in peer.pids.items()}
     rows = peer.scan(case.n_of_peer, case.size, case.hz, batch=1 if case.hz else 10)
-    cpu_s = {role: sum(map(cpu_seconds, pids)) - before[role] for role, pids in peer.pids.items()}
+    used = {role: Used.of(pids) - before[role] for role, pids in peer.pids.items()}
     if len({row[0] for row in rows}) != case.n_of_peer:
         sys.exit(f"{case.name}: dranspose reduced {len(rows)} events instead of {case.n_of_peer}")
-    return measured(sorted(map(tuple, rows)), cpu_s)
+    return measured(sorted(map(tuple, rows)), used)
 
 
-def measured(rows: list[tuple[int, ...]], cpu_s: dict[str, float]) -> Measured:
+def measured(rows: list[tuple[int, ...]], used: dict[str, Used]) -> Measured:
     n = len(rows)
     took_s = (max(row[-1] for row in rows) - min(row[1] for row in rows)) / 1e9
     latency = sorted((row[-1] - row[1]) / 1e6 for row in rows)
     to_worker = statistics.median((row[2] - row[1]) / 1e6 for row in rows)
     return Measured(
         n / took_s, latency[n // 2], latency[min(int(n * 0.99), n - 1)], to_worker,
-        {role: seconds / n * 1e3 for role, seconds in cpu_s.items()},
+        {role: some.cpu_s / n * 1e3 for role, some in used.items()},
+        {role: some.n_wakes / n for role, some in used.items()},
     )  # fmt: skip
 
 
@@ -354,17 +379,20 @@ def run_sustained(seconds: float, keep: str) -> Measured:
         return ours(case, running)
 
 
-HEAD = ("case", "firstlight", "dranspose", "ratio", "target", "CPU ms/event firstlight", "CPU ms/event dranspose")
+HEAD = (
+    "case", "firstlight", "dranspose", "ratio", "target", "CPU ms/event firstlight", "CPU ms/event dranspose",
+    "wake-ups/event firstlight", "wake-ups/event dranspose",
+)  # fmt: skip
 
 
 def lines(case: Case, found: dict[str, list[Measured]]) -> Iterator[tuple[str, ...]]:
     """One line of events/s, or two of latencies."""
-    cpu = [_cpu(found["firstlight"]), _cpu(found["dranspose"])]
+    cpu = [_by_role(found[who], what) for what in ("cpu_ms", "wakes") for who in ("firstlight", "dranspose")]
     if not case.hz:
         yield _line(case.name, "events_per_s", "/s", found, f">= {case.target:,.0f}" if case.target else "", cpu)
         return
     yield _line(f"{case.name}, median", "p50_ms", " ms", found, f"<= {case.target:g} ms", cpu)
-    yield _line(f"{case.name}, p99", "p99_ms", " ms", found, "<= 4 ms" if case.size == SMALL else "", ["", ""])
+    yield _line(f"{case.name}, p99", "p99_ms", " ms", found, "<= 4 ms" if case.size == SMALL else "", [""] * 4)
 
 
 def _line(
@@ -385,11 +413,11 @@ def _figure(values: list[float], unit: str) -> str:
     return f"{shown[0]}{unit} ({shown[1]} to {shown[2]})"
 
 
-def _cpu(found: list[Measured]) -> str:
+def _by_role(found: list[Measured], what: str) -> str:
     if not found:
         return ""
-    roles = {role: statistics.median(m.cpu_ms[role] for m in found) for role in found[0].cpu_ms}
-    return f"{sum(roles.values()):.3g} = " + " + ".join(f"{role} {ms:.2g}" for role, ms in roles.items())
+    roles = {role: statistics.median(getattr(m, what)[role] for m in found) for role in getattr(found[0], what)}
+    return f"{sum(roles.values()):.3g} = " + " + ".join(f"{role} {value:.2g}" for role, value in roles.items())
 
 
 def table(rows: list[tuple[str, ...]], *, markdown: bool) -> None:
@@ -442,12 +470,13 @@ def main() -> None:
         if options.only in "idle pipeline":
             report["idle"] = cores = run_idle(options.keep, peers)
             shown = [f"{cores[who]:.1%} of a core" if who in cores else "" for who in ("firstlight", "dranspose")]
-            rows.append(("idle pipeline, 2 workers", *shown, "", "< 1 %", "", ""))
+            rows.append(("idle pipeline, 2 workers", *shown, "", "< 1 %", *[""] * 4))
         if options.sustain and options.only in "12 kHz x 3 sustained":
             held = run_sustained(options.sustain / (5 if options.quick else 1), options.keep)
             report["12 kHz x 3"] = asdict(held)
             figure = f"{held.events_per_s:,.0f}/s, median {held.p50_ms:.3g} ms, p99 {held.p99_ms:.3g} ms"
-            rows.append((f"12 kHz x 3 for {options.sustain:g} s", figure, "", "", "12 000/s", _cpu([held]), ""))
+            rows.append((f"12 kHz x 3 for {options.sustain:g} s", figure, "", "", "12 000/s", _by_role([held], "cpu_ms"), "",
+                         _by_role([held], "wakes"), ""))  # fmt: skip
     finally:
         peers.close()
     if options.json:
