@@ -112,10 +112,6 @@ class TestLiveProcesses(_OnService, ProcessesContract):
         return Processes(2, prefetch=2)
 
 
-# They hold messages; how streams ended is in the journal of the service.
-_NO_ENDS = pytest.mark.xfail(strict=True, reason="segment files do not tell of empty and of aborted streams")
-
-
 class TestSegmentsInline(_OnService, PipelineContract):
     """From the files of a service that goes on."""
 
@@ -124,18 +120,6 @@ class TestSegmentsInline(_OnService, PipelineContract):
 
     def executor(self) -> Executor:
         return Inline()
-
-    @_NO_ENDS
-    def test_an_empty_stream_gives_a_fresh_reducer(self) -> None:
-        super().test_an_empty_stream_gives_a_fresh_reducer()
-
-    @_NO_ENDS
-    def test_an_aborted_stream_is_not_taken_for_a_whole_one(self) -> None:
-        super().test_an_aborted_stream_is_not_taken_for_a_whole_one()
-
-    @_NO_ENDS
-    def test_a_scan_that_was_aborted_is_over_too(self) -> None:
-        super().test_a_scan_that_was_aborted_is_over_too()
 
 
 def mean(**more: Any) -> Pipeline:

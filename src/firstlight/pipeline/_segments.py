@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from firstlight.errors import ConfigurationError, MessageNotFoundError, StreamNotFoundError
+from firstlight.errors import ConfigurationError, MessageNotFoundError, StorageError, StreamNotFoundError
 from firstlight.model import Dataset, Message, StreamId
 from firstlight.pipeline._forward import Reference
 from firstlight.pipeline._sources import Arrival, Ended, Found, Tidings
-from firstlight.storage import SegmentFile
+from firstlight.storage import SegmentFile, StreamState, journal_of, read_state
 
 __all__ = ["Segments"]
 
@@ -22,13 +22,13 @@ logger = logging.getLogger(__name__)
 class Segments:
     """Messages from the segment files of a service, read in place.
 
-    A file that is damaged is read up to the damage, and that is logged. How a stream ended does not stand in the
-    segments, so every input counts as finished.
+    A file that is damaged is read up to the damage, and that is logged. How a stream ended, and that it was empty,
+    stands in the journal of the data directory. Where segments came without it, every input counts as finished.
 
     Parameters
     ----------
     path
-        A segment file, or a folder: all segment files in it and below are looked through.
+        A data directory, or a folder or a segment file in one or of one: all segment files there are looked through.
     stream
         Name of the stream to read; may be left out if each input has only one.
     beamtime
@@ -52,7 +52,7 @@ class Segments:
         self.path = Path(path)
         self.stream = stream
         self.beamtime = beamtime
-        if not self._files():
+        if not self._files() and journal_of(self.path) is None:
             raise ConfigurationError(f"there is no segment file at {self.path}", path=str(self.path))
 
     def _files(self) -> list[Path]:
@@ -62,15 +62,30 @@ class Segments:
 
     def open(self, inputs: Sequence[str]) -> OpenSegments:
         """Look through the files; metadata are checked, blobs are not touched."""
+        states = self._states()
         files = [SegmentFile(path) for path in self._files()]
-        tables = {name: self._table(name, files) for name in inputs}
+        tables = {name: self._table(name, files, states) for name in inputs}
         for file in files:
             if file.problem:
                 logger.warning("reading stopped early: %s", file.problem)
-        return OpenSegments(files, tables)
+        return OpenSegments(files, tables, states)
 
-    def _table(self, name: str, files: list[SegmentFile]) -> _Table:
+    def _states(self) -> dict[StreamId, StreamState]:
+        """What the journal says of streams, if there is one that can be read."""
+        journal = journal_of(self.path)
+        if journal is None:
+            return {}
+        try:
+            return read_state(journal).by_id()
+        except StorageError as error:
+            logger.warning("how streams ended is not known: %s", error)
+            return {}
+
+    def _table(self, name: str, files: list[SegmentFile], states: Mapping[StreamId, StreamState]) -> _Table:
         found = _tables(files, name, stream=self.stream, beamtime=self.beamtime)
+        if not found:  # messages that were in memory only do not make an empty stream
+            empty = [stream for stream, state in states.items() if not state.order.n_messages]
+            found = {stream: _Table(stream) for stream in empty if self._means(name, stream)}
         if len(found) == 1:
             return next(iter(found.values()))
         if found:
@@ -82,6 +97,13 @@ class Segments:
         what = f"stream {self.stream!r} of {name!r}" if self.stream is not None else f"source {name!r}"
         raise StreamNotFoundError(
             f"there is no {what} in {self.path}; it holds {sources}", stream=self.stream, similar=[]
+        )
+
+    def _means(self, source: str, stream: StreamId) -> bool:
+        return (
+            stream.source == source
+            and self.stream in (None, stream.stream)
+            and self.beamtime in (None, stream.beamtime)
         )
 
 
@@ -124,9 +146,12 @@ class _Table:
 class OpenSegments:
     """`Segments` at work."""
 
-    def __init__(self, files: list[SegmentFile], tables: dict[str, _Table]) -> None:
+    def __init__(
+        self, files: list[SegmentFile], tables: dict[str, _Table], states: Mapping[StreamId, StreamState]
+    ) -> None:
         self._files = files
         self._tables = tables
+        self._states = states
         self._others: dict[StreamId, _Table] = {}
 
     def tidings(self) -> Iterator[Tidings]:
@@ -137,8 +162,8 @@ class OpenSegments:
         ]
         for _, _, name, number in heapq.merge(*lanes):
             yield Arrival(name, number)
-        for name in self._tables:
-            yield Ended(name)
+        for name, table in self._tables.items():
+            yield Ended(name, _aborted(table.stream, self._states.get(table.stream)))
 
     def fetch(self, ids: Mapping[str, int]) -> dict[str, Found]:
         """The messages of an event."""
@@ -173,3 +198,11 @@ class OpenSegments:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _aborted(stream: StreamId, state: StreamState | None) -> str | None:
+    """Why its producer gave a stream up."""
+    if state is None or state.ended is None:
+        logger.warning("how %s ended is not known; what is there was taken", stream)
+        return None
+    return state.ended.aborted

@@ -20,7 +20,7 @@ from firstlight.storage._pool import MemoryRegion, Role
 from firstlight.storage._recording import RecordedStream, RecordingFile, is_recording
 from firstlight.storage._recording_format import EndEntry
 from firstlight.storage._recording_writer import RecordingWriter
-from firstlight.storage._recovery import GroupState, StreamState, recover
+from firstlight.storage._recovery import GroupState, StreamState, journal_of, read_state, recover
 from firstlight.storage._ring import Slot
 from firstlight.storage._segment import SegmentEntry, SegmentFile
 from firstlight.storage._store import Segment, StorageSettings, Store, indexed
@@ -58,6 +58,8 @@ __all__ = [
     "StreamState",
     "indexed",
     "is_recording",
+    "journal_of",
     "read_journal",
+    "read_state",
     "recover",
 ]

@@ -42,7 +42,16 @@ from firstlight.storage._journal import (
 from firstlight.storage._order import GONE, StreamOrder
 from firstlight.storage._segment import SegmentEntry, SegmentFile, segment_path
 
-__all__ = ["GroupState", "Recovered", "RecoveryReport", "StreamState", "recover", "write_compact"]
+__all__ = [
+    "GroupState",
+    "Recovered",
+    "RecoveryReport",
+    "StreamState",
+    "journal_of",
+    "read_state",
+    "recover",
+    "write_compact",
+]
 
 JOURNAL_NAME = "journal"
 _MAX_STREAM_NO = 1 << 62
@@ -125,12 +134,7 @@ def recover(root: Path) -> Recovered:
     CorruptError
         If the journal is of another version or not a journal at all: better to stop than to start empty.
     """
-    found = Recovered()
-    path = root / JOURNAL_NAME
-    if path.exists():
-        for entry in read_journal(path, found.report.journal):
-            _apply(found, entry)
-    found.first_unknown_no = found.next_stream_no
+    found = read_state(root / JOURNAL_NAME)
     files = _segment_files(root, found)
     known = _known_batches(found)
     for number in known.keys() - files.keys():
@@ -139,6 +143,29 @@ def recover(root: Path) -> Recovered:
         _examine(found, root, number, file_path, known.get(number, []))
     found.next_segment = max([found.next_segment, *(number + 1 for number in files)])
     return found
+
+
+def read_state(journal: Path) -> Recovered:
+    """What a journal says, without a look at segments; nothing if there is no such file.
+
+    Raises
+    ------
+    CorruptError
+        If it is of another version or not a journal at all.
+    """
+    found = Recovered()
+    if journal.exists():
+        for entry in read_journal(journal, found.report.journal):
+            _apply(found, entry)
+    found.first_unknown_no = found.next_stream_no
+    return found
+
+
+def journal_of(path: Path) -> Path | None:
+    """The journal of the data directory that `path` is, or lies in; None if there is none."""
+    path = path.absolute()
+    roots = [path, *(folder.parent for folder in (path, *path.parents) if folder.name == "segments")]
+    return next((root / JOURNAL_NAME for root in roots if (root / JOURNAL_NAME).is_file()), None)
 
 
 def _apply(found: Recovered, entry: JournalEntry) -> None:
