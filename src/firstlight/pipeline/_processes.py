@@ -30,7 +30,7 @@ from firstlight.pipeline._parameters import ParameterSet
 from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._pool import Gone, Pool, Said
 from firstlight.pipeline._records import Record, UserError, WireRecord, from_wire, numbers_of
-from firstlight.pipeline._results import Results
+from firstlight.pipeline._results import Results, Stopped
 from firstlight.pipeline._run import Executor, OnView, Run
 from firstlight.pipeline._sources import Ended, Source
 from firstlight.pipeline._step import told
@@ -59,7 +59,6 @@ logger = logging.getLogger(__name__)
 _TICK_S = 0.2
 #: Workers that die before they are set up: after so many in a row it is not by chance.
 _MAX_EARLY_DEATHS = 3
-_DRAIN_WITHIN_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,8 @@ class Processes:
         Of the messages of these events, for each process; one event is at hand, however large it is. Where a source does
         not tell how large messages are before they are read, as recordings do not, only their number counts.
     stop_within_s
-        When the run is stopped, processes may finish what they have begun for so long; then they are killed.
+        When the run is stopped, processes may finish what they have begun for so long; then they are killed. For as long
+        the reducer may take in what they have done.
 
     Raises
     ------
@@ -254,6 +254,8 @@ class ProcessesRun(Run):
         try:
             with ExitStack() as stack:
                 self._run(stack)
+        except Stopped:
+            self._end("stopped")
         except FirstlightError as error:
             if isinstance(error, WorkerError):
                 self._reduction.worker_failed(error)
@@ -276,9 +278,11 @@ class ProcessesRun(Run):
         live = self._source if isinstance(self._source, Live) else None
         client = stack.enter_context(live.connect()) if live is not None else None
         if client is not None and live is not None:
-            self._results = Results(client, self.pipeline, live, self._label, self._reduction, self._inbox.put)
+            self._results = Results(
+                client, self.pipeline, live, self._label, self._reduction, self._inbox.put, self._stopping
+            )
             stack.callback(self._results.close)
-            self._results.drain(_DRAIN_WITHIN_S)
+            self._results.drain()
             self._parameters = ParameterHistory(client, self._results.stream)
             self._continue_parameters(self._parameters, finished=self._results.finished)
             if self._results.finished:
@@ -289,6 +293,8 @@ class ProcessesRun(Run):
             try:
                 pool.begin(pickle.dumps(self._job()), self._inbox)
                 self._work(pool, crew)
+            except Stopped:
+                pass  # it waited for results, to answer workers that shall leave now
             finally:
                 self._leave_pool(pool)
             self._conclude(crew)
@@ -440,14 +446,9 @@ class ProcessesRun(Run):
 
     def _stored_of(self, stretches: list[tuple[int, int]]) -> Ranges:
         """Those of these numbers that have a record in the results stream now."""
-        self._drain()
+        if self._results is not None:
+            self._results.drain()
         return self._reduction.seen_of(stretches)
-
-    def _drain(self) -> None:
-        if self._results is not None and not self._results.drain(_DRAIN_WITHIN_S):
-            raise PipelineError(
-                f"the results in {self._results.stream} could not be read within {_DRAIN_WITHIN_S:.0f} s"
-            )
 
     def _verdict(self, call: int) -> Record | None:
         """The record of an event (or share of one) that has killed too many workers; None if it may be tried."""
@@ -494,8 +495,8 @@ class ProcessesRun(Run):
         record = self._verdict(call) if call is not None else None
         self._reduction.died(index, verdict=record, hung=hung)
         self._check_deaths(index, record, how)
-        if self.pipeline.combine is not None:
-            self._drain()  # what it has stored is done, though it could not say so
+        if self.pipeline.combine is not None and self._results is not None:
+            self._results.drain()  # what it has stored is done, though it could not say so
         crew.died(number)
         if record is not None:
             self._park(record, crew)
@@ -553,9 +554,8 @@ class ProcessesRun(Run):
                 self._worker_shows(happened.number, happened.what)
 
     def _conclude(self, crew: Crew) -> None:
-        self._drain()
         if self._results is not None:
-            self._results.checkpoint()
+            self._reduce_rest(self._results)
         if self._stopping.is_set():
             self._end_results(self._given_up or "the run was stopped")
             return
@@ -567,6 +567,13 @@ class ProcessesRun(Run):
                 self._results.finish()
         if self._parameters is not None:
             self._parameters.finish()
+
+    def _reduce_rest(self, results: Results) -> None:
+        try:
+            results.drain(grace_s=self._on.stop_within_s)
+        except Stopped as error:
+            logger.warning("the run of pipeline %r is stopped: %s", self.pipeline.name, error)
+        results.checkpoint()
 
     def _end_results(self, reason: str, *, failed: bool = False) -> None:
         """Nobody can continue a run without a name; one with a name is left open for its successor.

@@ -11,6 +11,8 @@ from firstlight.client import Client, Producer
 from firstlight.errors import (
     ConfigurationError,
     FirstlightError,
+    MessageEvictedError,
+    PipelineError,
     StreamAbortedError,
     StreamNotFoundError,
 )
@@ -24,9 +26,17 @@ from firstlight.pipeline._records import NUMBER, Record, from_message, to_wire
 from firstlight.pipeline._reduction import Reduction
 from firstlight.pipeline._state import kind_of
 
-__all__ = ["Results"]
+__all__ = ["Results", "Stopped"]
 
 _SLICE_S = 0.5
+#: While somebody waits for results it is looked so often whether the run shall stop.
+_LOOK_EVERY_S = 0.1
+#: Seconds for which no result need come, beyond those for which a lost connection is tried again.
+_SILENT_S = 60.0
+
+
+class Stopped(Exception):
+    """The run shall end before all results are reduced."""
 
 
 class Results:
@@ -38,21 +48,25 @@ class Results:
         What tells this run from others on the same stream.
     on_failure
         Called in the reading thread when the reducer or the connection fails.
+    stopping
+        Set when the run shall end.
     """
 
     def __init__(
         self, client: Client, pipeline: Pipeline, live: Live, label: str, reduction: Reduction,
-        on_failure: Callable[[FirstlightError], None],
+        on_failure: Callable[[FirstlightError], None], stopping: threading.Event,
     ) -> None:  # fmt: skip
         self.stream = _results_stream(pipeline, live, label)
         self._client = client
         self._pipeline = pipeline
         self._reduction = reduction
         self._on_failure = on_failure
+        self._stopping = stopping
+        self._patience_s = _SILENT_S + live.reconnect_timeout
         self._where: dict[str, Any] = {"beamtime": self.stream.beamtime, "stream": self.stream.stream}
         #: Ids of what was reduced, by this run or, up to a checkpoint, by an earlier one.
         self._ids = Ranges()
-        self._n_lost = 0
+        self._n_read = 0
         self._failure: FirstlightError | None = None
         self._read = threading.Condition()
         self._taking = threading.Lock()
@@ -104,6 +118,7 @@ class Results:
         self.finished = info.finished
         if self._checkpoints is not None:
             self._ids = self._checkpoints.restore(info.n_messages)
+            self._n_read = len(self._ids)
         if not self.finished:
             self._producer = self._client.produce(self.stream.source, finish=False, **self._where)
 
@@ -138,11 +153,11 @@ class Results:
 
     def _follow(self) -> None:
         try:
+            # Without a result that is gone the answer would be one of fewer events, and look like any other.
             with self._client.consume(
-                self.stream.source, order="arrival", have=self._ids, timeout=_SLICE_S, **self._where
+                self.stream.source, order="arrival", have=self._ids, timeout=_SLICE_S, on_loss="raise", **self._where
             ) as consumer:
                 while not self._closing.is_set():
-                    self._n_lost = consumer.lost
                     if not consumer.wait(_SLICE_S):
                         continue
                     try:
@@ -152,12 +167,26 @@ class Results:
                     if not found:
                         return
                     for message in found:
+                        if self._closing.is_set():
+                            return
                         self._take(message)
                     with self._read:
                         self._read.notify_all()
+        except MessageEvictedError as error:
+            self._failed(self._evicted(error))
         except FirstlightError as error:
-            self._failure = error
-            self._on_failure(error)
+            self._failed(error)
+
+    def _failed(self, error: FirstlightError) -> None:
+        self._failure = error
+        self._on_failure(error)
+
+    def _evicted(self, error: MessageEvictedError) -> PipelineError:
+        return PipelineError(
+            f"results of pipeline {self._pipeline.name!r} were gone before they were reduced: {error}; give the source "
+            f"{self.stream.source} a policy that keeps them for longer",
+            **error.values,
+        )
 
     def _take(self, message: Message) -> None:
         with self._taking:
@@ -165,6 +194,7 @@ class Results:
                 return
             self._reduction.take(from_message(message, self._pipeline.results))
             self._ids.add(message.id, message.id)
+            self._n_read += 1
             if self._checkpoints is not None:
                 self._checkpoints.look(self._ids)
 
@@ -184,30 +214,50 @@ class Results:
             self._producer.send(data, meta={**meta, NUMBER: index})
         self._producer.flush()
 
-    def drain(self, timeout: float) -> bool:
-        """Wait until everything that is in the stream now has been reduced; False if that takes too long.
+    def drain(self, *, grace_s: float = 0.0) -> None:
+        """Wait until everything that is in the stream now has been reduced, however long the reducer takes for it.
+
+        Parameters
+        ----------
+        grace_s
+            Seconds for which to go on when the run is stopped.
 
         Raises
         ------
+        Stopped
+            If the run is stopped before that.
+        PipelineError
+            If results do not come though they are there.
         FirstlightError
             What ended the reading.
         """
         target = self._client.info(self.stream.source, **self._where).n_messages
-        deadline = time.monotonic() + timeout
-        with self._read:
-            while self._n_read < target and self._thread.is_alive():
-                if (
-                    not self._read.wait(min(max(deadline - time.monotonic(), 0.0), _SLICE_S))
-                    and time.monotonic() > deadline
-                ):
-                    return False
+        n_read, heard_s, stop_s = self._n_read, time.monotonic(), float("inf")
+        while not self._has_read(target):
+            now_s = time.monotonic()
+            if self._n_read != n_read or self._taking.locked():  # the reducer may take its time
+                n_read, heard_s = self._n_read, now_s
+            if now_s - heard_s > self._patience_s:
+                raise self._unread(target, f"and no more came for {self._patience_s:g} s")
+            if self._stopping.is_set():
+                stop_s = min(stop_s, now_s + grace_s)
+            if now_s >= stop_s:
+                raise Stopped(f"{target - self._n_read} of {target} results in {self.stream} are not reduced")
+            with self._read:
+                self._read.wait(_LOOK_EVERY_S)
+
+    def _has_read(self, target: int) -> bool:
+        is_over = not self._thread.is_alive()  # asked first: what it has read, or failed of, is known then
         if self._failure is not None:
             raise self._failure
+        if is_over and self._n_read < target:
+            raise self._unread(target, "and the stream has ended")
         return self._n_read >= target
 
-    @property
-    def _n_read(self) -> int:
-        return len(self._ids) + self._n_lost
+    def _unread(self, target: int, why: str) -> PipelineError:
+        return PipelineError(
+            f"only {self._n_read} of {target} results in {self.stream} could be read, {why}; run it again to go on from there"
+        )
 
     def finish(self) -> None:
         """Everything is done: readers of the stream get its end."""
