@@ -114,7 +114,7 @@ class Used(NamedTuple):
         pids = list(pids)
         return cls(sum(map(cpu_seconds, pids)), sum(map(_wakes, pids)))
 
-    def __sub__(self, other: Used) -> Used:  # type: ignore[override]
+    def __sub__(self, other: Used) -> Used:
         return Used(self.cpu_s - other.cpu_s, self.n_wakes - other.n_wakes)
 
 

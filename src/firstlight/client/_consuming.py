@@ -305,6 +305,8 @@ class ConsumerCore:
             self._current, self._n_current = self._unpack(block), block.n
             message = next(self._current, None)
         self._n_current -= 1
+        if not self._n_current:
+            self._current = iter(())  # of what was handed out nothing is kept until the next one comes
         if self.reading.datasets:
             self._count(message)
             return self._dataset(message)

@@ -52,6 +52,7 @@ from firstlight.pipeline._talk import (
     Left,
     Quit,
     Retune,
+    Settled,
     ShareJob,
     Started,
     Stop,
@@ -305,7 +306,10 @@ class _Work:
         if self._job.pipeline.combine is not None:
             outlet = CombinedOutlet(client, self._job.results, self._ask_known)
         else:
-            outlet = StreamOutlet(self._say, client, self._job.results)
+            # In a group the service counts, and the run learns of an event from its record.
+            counts = isinstance(self._job, ShareJob)
+            stored = (lambda numbers: self._say(Settled(numbers))) if counts else None
+            outlet = StreamOutlet(client, self._job.results, stored)
         stack.callback(outlet.close)
         return outlet
 

@@ -11,11 +11,14 @@ from firstlight.errors import DuplicateIdError
 from firstlight.model import Ranges, StreamId
 from firstlight.pipeline._keeping import Keeper
 from firstlight.pipeline._records import NUMBER, WireRecord
-from firstlight.pipeline._talk import FromWorker, Reported, Settled
+from firstlight.pipeline._talk import FromWorker, Reported
 
 __all__ = ["CombinedOutlet", "Outlet", "PipeOutlet", "StreamOutlet"]
 
 logger = logging.getLogger(__name__)
+
+#: Whatever is sent is flushed at once, so nothing goes by this time; a short one would wake a thread that looks at it.
+_LINGER_S = 1.0
 
 
 class Outlet(Protocol):
@@ -40,10 +43,15 @@ class StreamOutlet:
     """Records become messages of the results stream, with the ids of their events.
 
     The service keeps one message of each id, so an event that was worked on twice has one record.
+
+    Parameters
+    ----------
+    stored
+        Told of the numbers of records that are safe, where somebody counts on it.
     """
 
-    def __init__(self, say: Callable[[FromWorker], None], client: Client, results: StreamId) -> None:
-        self._say = say
+    def __init__(self, client: Client, results: StreamId, stored: Callable[[list[int]], None] | None) -> None:
+        self._stored = stored
         self._client = client
         self._results = results
         self._producer = self._open()
@@ -56,6 +64,7 @@ class StreamOutlet:
             beamtime=self._results.beamtime,
             stream=self._results.stream,
             ack=None,
+            linger=_LINGER_S,
             finish=False,
         )
 
@@ -68,7 +77,8 @@ class StreamOutlet:
             self._send(records)
         except DuplicateIdError:
             self._send_absent(records)
-        self._say(Settled([index for index, _, _ in records]))
+        if self._stored is not None:
+            self._stored([number for number, _, _ in records])
 
     def _send(self, records: Sequence[WireRecord]) -> None:
         for index, data, meta in records:
@@ -109,7 +119,7 @@ class CombinedOutlet:
         self, client: Client, results: StreamId, ask: Callable[[list[tuple[int, int]]], Ranges | None]
     ) -> None:
         self._producer = client.produce(
-            results.source, beamtime=results.beamtime, stream=results.stream, ack=None, finish=False
+            results.source, beamtime=results.beamtime, stream=results.stream, ack=None, linger=_LINGER_S, finish=False
         )
         self._ask = ask
         self.known: Ranges | None = Ranges()

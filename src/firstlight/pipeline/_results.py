@@ -170,6 +170,7 @@ class Results:
                         if self._closing.is_set():
                             return
                         self._take(message)
+                    del found, message  # the service keeps what is held here
                     with self._read:
                         self._read.notify_all()
         except MessageEvictedError as error:

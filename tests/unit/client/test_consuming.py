@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+
+import numpy as np
 import pytest
 
 from firstlight.errors import DataError, MessageEvictedError, StreamAbortedError, StreamError
@@ -64,6 +67,20 @@ def test_messages_in_shared_memory() -> None:
     c.outlet.leased[12] = batch([1])
     c.core.handle(Deliver(CHANNEL, (Item(1, 1, 0, 1, 0, 5, 0, len(c.outlet.leased[12]), 12),)), None)
     assert c.take() == [1]
+
+
+def test_nothing_is_kept_of_a_batch_that_was_handed_out() -> None:
+    from unit.client.fakes import batch
+
+    c = Consuming()
+    memory = np.frombuffer(batch([1, 2]), np.uint8).copy()
+    watched = weakref.ref(memory)
+    c.core.handle(Deliver(CHANNEL, (Item(1, 2, 0, 1, 0, 0, 0, len(memory), 0),)), memory.data)
+    del memory
+    assert c.take(1) == [1]
+    assert watched() is not None  # the other message lies there
+    assert c.take(1) == [2]
+    assert watched() is None
 
 
 @pytest.mark.parametrize("row", [3, 2**40])
