@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -231,6 +232,108 @@ def test_a_chain_on_a_recording_gives_the_same(
     for here, there in zip(*told, strict=True):
         for name in ("stage", "state", "events", "results", "empty", "views"):
             assert here[name] == there[name]
+
+
+# -- in the debugger ------------------------------------------------------------------------------------------------------
+
+_PICKY = """
+from firstlight.pipeline import Chain, Stage
+from {module} import add, find
+
+def picky(event):
+    if event.index == 10:
+        raise ValueError(f"cannot make sense of {{event['hits'].meta['n']}}")
+    return float(event["eiger"].array.sum())
+
+import dataclasses
+pick = dataclasses.replace(add, worker=picky, on_error="skip", max_attempts=1)
+both = Chain("both", ["eiger"], [Stage("hits", find), Stage("total", pick)])
+"""
+
+_PICKY_CHAIN = """
+sources = ["eiger"]
+
+[stages.hits]
+pipeline = "{module}.py:find"
+parameters = {{ every = 5 }}
+
+[stages.total]
+pipeline = "picky_{module}.py:pick"
+"""
+
+
+@pytest.fixture
+def picky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A chain file; its second stage parks event 10."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    module = f"stages_{tmp_path.name}"  # a module is imported once, and this process goes on
+    (tmp_path / f"{module}.py").write_text(_FILE)
+    (tmp_path / f"picky_{module}.py").write_text(_PICKY.format(module=module))
+    path = tmp_path / "picky.toml"
+    path.write_text(_PICKY_CHAIN.format(module=module))
+    return path
+
+
+def told_command(err: str) -> list[str]:
+    """The words of the only command that is told, without the name of the program."""
+    (line,) = [line for line in err.splitlines() if "in a debugger: " in line]
+    return shlex.split(line.partition("in a debugger: ")[2])[1:]
+
+
+@pytest.mark.parametrize("where", ["service", "follow", "recording", "module"])
+def test_a_stage_says_how_to_debug_its_event(
+    service: ThreadService, beam: Client, picky: Path, where: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    send(beam)
+    target, source = str(picky), ["--stream", "scan_0042", "--url", service.url]
+    if where == "follow":
+        source = ["--follow", "scan_*", "--first", "all", "--scans", "1", "--url", service.url]
+    elif where == "recording":
+        source = ["--from", str(picky.with_suffix(".flrec"))]
+        assert main(["record", "eiger/scan_0042", "--out", source[1], "--url", service.url]) == 0
+    elif where == "module":
+        target = f"{next(picky.parent.glob('picky_*.py'))}:both"
+    assert main(["run", target, *source]) == 1
+    words = told_command(capsys.readouterr().err)
+    assert words[:4] == ["debug", f"{target}:total", "--event", "10"]
+    assert main([*words, "--no-pdb"]) == 1  # it does what it says
+    err = capsys.readouterr().err
+    assert "cannot make sense of 10" in err and err.count("Traceback") == 1
+    words[3] = "20"
+    assert main(words) == 0
+    assert capsys.readouterr().out.startswith("event 20: 480.0")
+
+
+def test_a_stage_that_runs_can_be_debugged_beside_it(
+    service: ThreadService, beam: Client, picky: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    process = started(service, picky, "--json", "--view", "0", "--hold")
+    try:
+        assert process.stdout is not None
+        at = json.loads(process.stdout.readline())["url"]
+        send(beam)
+        until(lambda: beam.streams("total") and beam.info("total", stream="scan_0042").finished)
+        assert main(["debug", f"{at}/stages/total", "--event", "20"]) == 0
+        assert capsys.readouterr().out.startswith("event 20: 480.0")
+        assert main(["debug", at, "--event", "20"]) == 4
+        assert "several pipelines are shown here; add one of /stages/hits, /stages/total" in capsys.readouterr().err
+    finally:
+        process.send_signal(signal.SIGINT)
+        ended(process)
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        ("{}", "is a chain; say which of its stages: {}:hits, {}:total"),
+        ("{}:nothing", "has no stage 'nothing'; there are hits, total"),
+        ("{folder}/{module}.py:find:hits", "is a pipeline, not a chain: it has no stage 'hits'"),
+    ],
+)
+def test_a_stage_has_to_be_named(picky: Path, target: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    names = {"folder": picky.parent, "module": f"stages_{picky.parent.name}"}
+    assert main(["debug", target.format(picky, **names), "--event", "1", "--stream", "s"]) == 2
+    assert says.replace("{}", str(picky)) in capsys.readouterr().err
 
 
 # -- in a script ----------------------------------------------------------------------------------------------------------

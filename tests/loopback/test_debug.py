@@ -20,7 +20,7 @@ import firstlight
 from assigned_workers import Everything
 from firstlight.cli import main
 from firstlight.cli._again import note_replay
-from firstlight.cli._run import load_pipeline
+from firstlight.cli._run import load_target
 from firstlight.client import Client, Producer
 from firstlight.errors import MessageNotFoundError, WorkerError
 from firstlight.live import serve
@@ -98,9 +98,9 @@ def place(service: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plac
 
 
 def load(place: Place, name: str) -> Pipeline:
-    from firstlight.cli._run import load_pipeline
-
-    return load_pipeline(f"{place.file}:{name}")
+    found = load_target(f"{place.file}:{name}")
+    assert isinstance(found, Pipeline)
+    return found
 
 
 # -- one event --------------------------------------------------------------------------------------------------------
@@ -247,7 +247,7 @@ def test_a_run_that_failed_says_how_to_replay_its_event(
 
 def test_what_was_set_while_it_ran_is_part_of_the_command(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     source = Live(place.url, stream=place.name, timeout=_WITHIN_S)
-    with run(load_pipeline(place.one), source, on=Processes(1)) as running:
+    with run(load_target(place.one), source, on=Processes(1)) as running:
         running.set_parameters(bad=99)
         running.join(_WITHIN_S)
         running.target = place.one
@@ -310,7 +310,7 @@ def test_events_of_a_pipeline_that_runs_are_worked_on_beside_it(
     assert "cannot make sense of 1" in capsys.readouterr().err
     if name == "key":
         assert main(["debug", going.server.url, "--event", "77"]) == 4
-        assert "knows no event 77, or not any more" in capsys.readouterr().err
+        assert "event 77 is not known, or not any more" in capsys.readouterr().err
     stats = going.run.stats
     assert going.run.state == "running" and (stats.events, stats.errors, stats.duplicates) == (2, 0, 0)
 

@@ -18,15 +18,23 @@ __all__ = ["note_replay", "replay_command"]
 _MAX_SETTING = 200
 
 
-def note_replay(running: Run, parameters: Sequence[str]) -> None:
-    """Tell how to see what went wrong in a debugger, if something did at an event."""
+def note_replay(running: Run, parameters: Sequence[str] = (), *, source: Source | None = None) -> None:
+    """Tell how to see what went wrong in a debugger, if something did at an event.
+
+    Parameters
+    ----------
+    parameters
+        What the command line sets.
+    source
+        What the command line names, where the run itself has another one.
+    """
     if running.target is None or (running.error is not None and running.error.values.get("in_reducer")):
         return  # the debugger works on events with the worker alone
     parked = next(iter(running.stats.parked), (None, None))[0]
     index = parked if running.error is None else running.error.values.get("event_index")
     if index is not None:
         every = [*parameters, *_set_meanwhile(running)]
-        note(f"in a debugger: {replay_command(running.target, running.source, index, parameters=every)}")
+        note(f"in a debugger: {replay_command(running.target, source or running.source, index, parameters=every)}")
 
 
 def _set_meanwhile(running: Run) -> list[str]:

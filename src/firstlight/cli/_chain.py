@@ -11,18 +11,21 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import typer
 
+from firstlight.cli._again import note_replay
 from firstlight.cli._connect import stop_on_signals
 from firstlight.cli._output import note, print_json
-from firstlight.cli._run import load_target, tell
+from firstlight.cli._run import load_target, note_trace, tell
 from firstlight.cli._scans import pass_on, tell_scan
 from firstlight.cli._served import held, served
 from firstlight.cli._stats import stats_line
-from firstlight.errors import ConfigurationError, PipelineError
+from firstlight.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from firstlight.pipeline import Chain, ChainRun, First, Live, Pipeline, Source, Stage
+    from collections.abc import Callable, Mapping
 
-__all__ = ["follow_stages", "load_any", "read_chain", "run_stages"]
+    from firstlight.pipeline import Chain, ChainRun, First, Following, Live, Pipeline, Run, Source, Stage
+
+__all__ = ["follow_stages", "load_any", "load_part", "read_chain", "run_stages"]
 
 
 class _StageValues(msgspec.Struct, forbid_unknown_fields=True):
@@ -49,6 +52,29 @@ def load_any(target: str) -> Pipeline | Chain:
         If it cannot be read or imported.
     """
     return read_chain(Path(target)) if target.endswith(".toml") else load_target(target)
+
+
+def load_part(target: str) -> tuple[Pipeline, Callable[[Source], Source]]:
+    """A pipeline, or one of a chain (``chain.toml:stage``, ``file.py:chain:stage``), and where its inputs are in a source.
+
+    Raises
+    ------
+    ConfigurationError
+        If it cannot be read or imported, or the chain has no such stage.
+    """
+    from firstlight.pipeline import Chain, stage_source
+
+    of, _, name = target.rpartition(":")
+    if not (of.endswith(".toml") or ":" in of):
+        loaded = load_any(target)
+        if isinstance(loaded, Chain):
+            stages = ", ".join(f"{target}:{stage.name}" for stage in loaded.stages)
+            raise ConfigurationError(f"{target} is a chain; say which of its stages: {stages}")
+        return loaded, lambda source: source
+    chain = load_any(of)
+    if not isinstance(chain, Chain):
+        raise ConfigurationError(f"{of} is a pipeline, not a chain: it has no stage {name!r}")
+    return chain.stage(name).pipeline, lambda source: stage_source(chain, name, source)
 
 
 def read_chain(path: Path) -> Chain:
@@ -102,16 +128,29 @@ def _converted(values: Any, kind: Any) -> Any:
         raise ConfigurationError(str(error)) from error
 
 
-def run_stages(chain: Chain, source: Source, *, as_json: bool, view: str | None = None, hold: bool = False) -> None:
-    """Run a chain to the end of its streams, one line for each stage, and leave with the exit code that it deserves."""
+def run_stages(
+    chain: Chain, source: Source, *, target: str, as_json: bool, view: str | None = None, hold: bool = False
+) -> None:
+    """Run a chain to the end of its streams, one line for each stage, and leave with the exit code that it deserves.
+
+    `target` is what the command line calls the chain.
+    """
     from firstlight.pipeline import run_chain
 
-    with stop_on_signals() as stop, run_chain(chain, source) as running, served(running.runs, view, as_json=as_json):
-        _watch(running, stop, as_json=as_json)
-        for name, run in running.runs.items():
-            tell(run, as_json, stage=name)
-        held(stop, hold=hold)
+    with stop_on_signals() as stop, run_chain(chain, source) as running:
+        _name_targets(running.runs, target)
+        with served(running.runs, view, as_json=as_json):
+            _watch(running, stop, as_json=as_json)
+            for name, run in running.runs.items():
+                tell(run, as_json, stage=name)
+                note_replay(run, source=source)
+            held(stop, hold=hold)
     _leave(running)
+
+
+def _name_targets(stages: Mapping[str, Run | Following], target: str) -> None:
+    for name, stage in stages.items():
+        stage.target = f"{target}:{name}"
 
 
 def _watch(running: ChainRun, stop: threading.Event, *, as_json: bool) -> None:
@@ -127,13 +166,14 @@ def _watch(running: ChainRun, stop: threading.Event, *, as_json: bool) -> None:
 
 
 def follow_stages(
-    chain: Chain, live: Live, *, first: First, n_scans: int | None, as_json: bool, view: str | None = None
+    chain: Chain, live: Live, *, target: str, first: First, n_scans: int | None, as_json: bool, view: str | None = None
 ) -> None:
     """Run a chain on scan after scan until somebody stops it, or there were enough; a line for each stage of each."""
     from firstlight.pipeline import follow_chain
 
     n_bad, ended = 0, dict.fromkeys((stage.name for stage in chain.stages), 0)
     with stop_on_signals() as stop, follow_chain(chain, live, first=first) as scans:
+        _name_targets(scans.stages, target)
         over = threading.Event()
         threading.Thread(target=pass_on, args=(stop, over, scans), name="stop on signals", daemon=True).start()
         note(f"waiting for streams {live.stream} of {', '.join(chain.sources)}")
@@ -141,6 +181,7 @@ def follow_stages(
             with served(scans.stages, view, as_json=as_json):
                 for stage, scan in scans:
                     n_bad += tell_scan(scan, as_json=as_json, stage=stage)
+                    note_replay(scan)
                     ended[stage] += 1
                     if n_scans is not None and min(ended.values()) >= n_scans:
                         scans.stop()
@@ -163,9 +204,7 @@ def _draw(lines: list[str], drawn: int) -> int:
 def _leave(running: ChainRun) -> None:
     if running.failed is not None:
         stage, error = running.failed
-        trace = error.values.get("traceback_text") if isinstance(error, PipelineError) else None
-        if trace and trace not in [shown.error.traceback for shown in running.runs[stage].stats.last_errors]:
-            note(trace.rstrip())
+        note_trace(running.runs[stage])
         note(f"stage {stage} of chain {running.chain.name} ended it")
         raise error
     if running.state == "stopped":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 import traceback
@@ -13,7 +14,7 @@ import typer
 
 from firstlight.cli._options import Beamtime, Json, Url, connected
 from firstlight.cli._output import columns, duration, note, os_words, print_json
-from firstlight.cli._run import load_pipeline, settings, source_of
+from firstlight.cli._run import settings, source_of
 from firstlight.errors import ConfigurationError, ConnectionLostError, DataError, MessageNotFoundError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def debug(
         str,
         typer.Argument(
             metavar="MODULE:NAME|URL",
-            help="The pipeline, as for `firstlight run`; or http://HOST:PORT of one that runs.",
+            help="The pipeline, as for `firstlight run`; CHAIN.toml:STAGE of a chain; or http://HOST:PORT of one that runs.",
         ),
     ],
     events: Annotated[
@@ -84,6 +85,8 @@ def debug(
     attaches to a pipeline that runs (`firstlight run --view`): its last or chosen events are fetched from the service and
     worked on here, and the run notices nothing. Exit code 1 if the worker raised.
     """
+    from firstlight.cli._chain import load_part
+
     given = settings(parameters or [])
     call = _Caller(at_once, sys.stdin.isatty() if use_pdb is None else use_pdb, as_json)
     if target.startswith(("http://", "https://")):
@@ -97,8 +100,9 @@ def debug(
     else:
         if last is not None or follow:
             raise ConfigurationError("--last and --follow look at a pipeline that runs: give its URL, http://HOST:PORT")
-        source = source_of(stream, segments, beamtime, url, None, timeout)
-        chosen = load_pipeline(target).with_parameters(**given)
+        chosen, within = load_part(target)
+        chosen = chosen.with_parameters(**given)
+        source = within(source_of(stream, segments, beamtime, url, None, timeout))
         if parked:
             _print_parked(_parked_of(chosen, source), as_json)
             return
@@ -241,10 +245,12 @@ class _Attached:
                     return n_raised
 
     def _worker(self, told: Attachment) -> DebugWorker:
+        from firstlight.cli._chain import load_part
         from firstlight.pipeline import DebugWorker
 
-        pipeline = load_pipeline(self._target(told)).with_parameters(**(told.parameters | self.parameters))
-        return DebugWorker(pipeline, told.source(self.url))
+        pipeline, within = load_part(self._target(told))
+        chosen = pipeline.with_parameters(**(told.parameters | self.parameters))
+        return DebugWorker(chosen, within(told.source(self.url)))
 
     def _target(self, told: Attachment) -> str:
         from urllib.parse import urlsplit
@@ -270,14 +276,22 @@ class _Attached:
             with urlopen(f"{self.at}/api/v1/{place}", timeout=_TIMEOUT_S) as answer:
                 return Attachment.from_json(answer.read())
         except HTTPError as error:
-            text = error.read(_MAX_TEXT).decode(errors="replace")
+            text = _words(error.read(_MAX_TEXT))
             if error.code == 404 and index is not None:
-                raise MessageNotFoundError(f"{self.at} knows no event {index}, or not any more", id=index) from error
+                raise MessageNotFoundError(f"{self.at}: {text}", id=index) from error
             raise DataError(f"{self.at} does not show a pipeline: {error.code} {text}") from error
         except OSError as error:
             raise ConnectionLostError(
                 f"cannot reach {self.at}: {os_words(error)}; does the pipeline run with --view?"
             ) from error
+
+
+def _words(answer: bytes) -> str:
+    """The text of an error as a pipeline answers it."""
+    try:
+        return str(json.loads(answer)["text"])
+    except (ValueError, KeyError, TypeError):
+        return answer.decode(errors="replace")
 
 
 def _follow_one(worker: DebugWorker, ready: Ready, call: _Caller) -> int:

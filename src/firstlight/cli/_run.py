@@ -34,7 +34,6 @@ __all__ = [
     "first_of",
     "follow",
     "live_of",
-    "load_pipeline",
     "load_target",
     "run",
     "settings",
@@ -138,9 +137,12 @@ def run(
         if scans is not None:
             _check_alone(stream, segments, hold=hold)
             pattern = live_of(scans, beamtime, url, group, timeout)
-            return follow_stages(loaded, pattern, first=first_of(first), n_scans=n_scans, as_json=as_json, view=view)
+            return follow_stages(
+                loaded, pattern, target=_absolute(target), first=first_of(first), n_scans=n_scans, as_json=as_json,
+                view=view,
+            )  # fmt: skip
         source = source_of(stream, segments, beamtime, url, group, timeout)
-        return run_stages(loaded, source, as_json=as_json, view=view, hold=hold)
+        return run_stages(loaded, source, target=_absolute(target), as_json=as_json, view=view, hold=hold)
     pipeline = loaded.with_parameters(**settings(parameters or []))
     if skip_errors:
         pipeline = dataclasses.replace(pipeline, on_error="skip")
@@ -173,29 +175,21 @@ def first_of(given: str) -> First:
 
 
 def _absolute(target: str) -> str:
-    """The pipeline as it is called from any folder."""
+    """The pipeline or chain as it is called from any folder."""
+    if target.endswith(".toml"):
+        return str(Path(target).resolve())
     place, _, name = target.rpartition(":")
     return f"{Path(place).resolve()}:{name}" if place.endswith(".py") else target
 
 
-def load_pipeline(target: str) -> Pipeline:
-    """The pipeline that ``module:name`` or ``file.py:name`` means; a name that is a function makes it.
+def load_target(target: str) -> Pipeline | Chain:
+    """The pipeline or chain that ``module:name`` or ``file.py:name`` means; a name that is a function makes it.
 
     Raises
     ------
     ConfigurationError
-        If there is no such module or name, importing it or the function raises, or it is no pipeline.
+        If there is no such module or name, importing it or the function raises, or it is something else.
     """
-    from firstlight.pipeline import Pipeline
-
-    found = load_target(target)
-    if not isinstance(found, Pipeline):
-        raise ConfigurationError(f"{target} is a {type(found).__name__}, not a Pipeline")
-    return found
-
-
-def load_target(target: str) -> Pipeline | Chain:
-    """As `load_pipeline`, where a chain is welcome as well."""
     from firstlight.pipeline import Chain, Pipeline
 
     place, colon, name = target.rpartition(":")
@@ -393,12 +387,16 @@ def fail(running: Run) -> None:
     """Leave with the exit code that the end of the run deserves."""
     error = running.error
     if error is not None:
-        trace = error.values.get("traceback_text") if isinstance(error, PipelineError) else None
-        # The error that ended the run is most often among those that `tell` has shown.
-        if trace and trace not in [shown.error.traceback for shown in running.stats.last_errors[:_SHOWN_ERRORS]]:
-            note(trace.rstrip())
+        note_trace(running)
         raise error
     if running.state == "stopped":
         raise typer.Exit(130)
     if running.stats.parked or running.stats.lost:
         raise typer.Exit(1)
+
+
+def note_trace(running: Run) -> None:
+    """The traceback of what ended a run, unless `tell` has shown it: it is most often among the last errors."""
+    trace = running.error.values.get("traceback_text") if isinstance(running.error, PipelineError) else None
+    if trace and trace not in [shown.error.traceback for shown in running.stats.last_errors[:_SHOWN_ERRORS]]:
+        note(trace.rstrip())

@@ -54,13 +54,13 @@ def run_scans(
 
     n_bad = 0
     with stop_on_signals() as stop, follow(pipeline, source, first=first, on=executor) as scans:
+        scans.target = target
         over = threading.Event()
         threading.Thread(target=pass_on, args=(stop, over, scans), name="stop on signals", daemon=True).start()
         note(f"waiting for streams {source.stream} of {pipeline.inputs[0]}")
         try:
             with served(scans, view, as_json=as_json):
                 for number, scan in enumerate(scans, start=1):
-                    scan.target = target
                     _watch(scan, as_json=as_json)
                     n_bad += tell_scan(scan, as_json=as_json)
                     note_replay(scan, parameters)

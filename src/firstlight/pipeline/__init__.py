@@ -66,7 +66,7 @@ from firstlight.pipeline._records import Record, UserError, from_message
 from firstlight.pipeline._reducers import Combine, Finishes, Ordered, Reducer, Reducers, Ticks
 from firstlight.pipeline._replay import Due, Replayed, replay
 from firstlight.pipeline._run import Executor, Lasting, OnView, Run, State
-from firstlight.pipeline._run_chain import run_chain
+from firstlight.pipeline._run_chain import run_chain, stage_source
 from firstlight.pipeline._segments import Segments
 from firstlight.pipeline._sources import Arrival, Ended, Items, OpenSource, Source, Tidings, message_of
 from firstlight.pipeline._state import Saves, packed_state, restore_state
@@ -177,6 +177,7 @@ __all__ = [
     "restore_state",
     "run",
     "run_chain",
+    "stage_source",
 ]
 
 _INLINE = Inline()

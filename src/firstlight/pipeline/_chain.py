@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from firstlight.errors import ConfigurationError, FirstlightError, StreamTimeoutError
 from firstlight.model import StreamId
+from firstlight.pipeline._at_work import AtWork
 from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._processes import Processes
 from firstlight.pipeline._run import Run, State
@@ -19,7 +19,6 @@ from firstlight.pipeline._stats import Stats
 
 __all__ = ["Chain", "ChainRun", "Stage"]
 
-_PROGRESS_EVERY_S = 0.5
 _LOOK_EVERY_S = 0.1
 
 
@@ -132,13 +131,35 @@ class Chain:
             # The cycle is told from input to reader, and its first name stands again at its end.
             raise ConfigurationError(f"chain {self.name!r} goes round: {' -> '.join(error.args[1])}") from error
 
+    def stage(self, name: str) -> Stage:
+        """One of the stages.
+
+        Raises
+        ------
+        ConfigurationError
+            If there is none of this name.
+        """
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        names = ", ".join(stage.name for stage in self.stages)
+        raise ConfigurationError(f"chain {self.name!r} has no stage {name!r}; there are {names}", stage=name)
+
     def before(self, name: str) -> list[str]:
         """The stages whose results this one reads."""
-        stages = {stage.name: stage for stage in self.stages}
-        return [given for given in stages[name].pipeline.inputs if given in stages]
+        stages = {stage.name for stage in self.stages}
+        return [given for given in self.stage(name).pipeline.inputs if given in stages]
+
+    def all_before(self, name: str) -> list[Stage]:
+        """The stages without which this one has nothing to read, in the order in which they work."""
+        needed = set(self.before(name))
+        for stage in reversed(self.stages):
+            if stage.name in needed:
+                needed.update(self.before(stage.name))
+        return [stage for stage in self.stages if stage.name in needed]
 
 
-class ChainRun:
+class ChainRun(AtWork[dict[str, Stats]]):
     """A chain at work. Made by `run_chain`.
 
     Attributes
@@ -211,18 +232,3 @@ class ChainRun:
         if self.failed is not None:
             raise self.failed[1]
         return {name: run.reducer for name, run in self.runs.items()}
-
-    def __iter__(self) -> Iterator[dict[str, Stats]]:
-        """The numbers about every half second, and once at the end."""
-        while not self.join(_PROGRESS_EVERY_S):
-            yield self.stats
-        yield self.stats
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-        self.join()

@@ -13,14 +13,27 @@ from firstlight.pipeline._inline import InlineRun
 from firstlight.pipeline._records import Record, to_wire
 from firstlight.pipeline._sources import Arrival, Ended, Found, OpenSource, Source, Tidings, message_of
 
-__all__ = ["run_chain_inline"]
+__all__ = ["run_chain_inline", "worked_on_before"]
 
 
 def run_chain_inline(chain: Chain, source: Source) -> ChainRun:
     """The run of a chain on a recording, on segments or on items: in the thread that waits for it, one event at a time."""
+    return _chain_run(chain, _outputs(chain, chain.stages, source))
+
+
+def worked_on_before(chain: Chain, name: str, source: Source) -> Source:
+    """Where a stage finds its inputs without a service: whoever opens it waits until the stages before have worked."""
+    return _WorkedOnBefore(chain, source, _outputs(chain, chain.all_before(name), source))
+
+
+def _outputs(chain: Chain, stages: Sequence[Stage], source: Source) -> dict[str, _Output]:
     outputs: dict[str, _Output] = {}
-    for stage in chain.stages:
+    for stage in stages:
         outputs[stage.name] = _Output(stage, _StageSource(source, chain.sources, outputs))
+    return outputs
+
+
+def _chain_run(chain: Chain, outputs: Mapping[str, _Output]) -> ChainRun:
     return ChainRun(chain, {name: output.run for name, output in outputs.items()})
 
 
@@ -79,6 +92,17 @@ class _StageSource:
         """Open all sources, also those that are only referred to."""
         outputs = {name: self._outputs[name] for name in inputs if name in self._outputs}
         return _OpenStageSource(self._outside.open(self._sources), self._sources, inputs, outputs, self._outputs)
+
+
+class _WorkedOnBefore(_StageSource):
+    def __init__(self, chain: Chain, outside: Source, outputs: Mapping[str, _Output]) -> None:
+        super().__init__(outside, chain.sources, outputs)
+        self._before = _chain_run(chain, outputs)
+
+    def open(self, inputs: Sequence[str]) -> _OpenStageSource:
+        """Wait for the stages before; how they end shows in what they give."""
+        self._before.join()
+        return super().open(inputs)
 
 
 class _OpenStageSource:

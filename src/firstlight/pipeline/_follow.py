@@ -110,6 +110,7 @@ class Following:
         self._stopping = threading.Event()
         self._over = threading.Event()
         self._setting = threading.Lock()
+        self._target: str | None = None
         self._looking = threading.Lock()
         self._stack = ExitStack()
         #: What the next scan begins with.
@@ -133,6 +134,18 @@ class Following:
         self._scans = self._run(client)
 
     # -- for the user -----------------------------------------------------------------------------------------------
+
+    @property
+    def target(self) -> str | None:
+        """What a command line calls the pipeline: that of the scans to come, and of the one that is worked on."""
+        return self._target
+
+    @target.setter
+    def target(self, target: str | None) -> None:
+        with self._setting:
+            self._target = target
+            if self.current is not None:
+                self.current.target = target
 
     @property
     def parameters(self) -> ParameterSet:
@@ -249,6 +262,7 @@ class Following:
         with self._setting:
             source = dataclasses.replace(self._source, stream=stream)
             self.current = on.start(self.pipeline, source, on_view=self._on_view, view_every_s=self._view_every_s)
+            self.current.target = self._target
         if self._stopping.is_set():
             self.current.stop()
         return self.current

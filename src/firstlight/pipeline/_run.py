@@ -6,14 +6,14 @@ import abc
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from types import TracebackType
-from typing import Any, Literal, Protocol, Self, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from firstlight.errors import FirstlightError, PipelineError, StreamAbortedError, StreamTimeoutError, WorkerError
 from firstlight.model import View
 from firstlight.pipeline._align_values import Ready
+from firstlight.pipeline._at_work import AtWork
 from firstlight.pipeline._parameters import ParameterSet
 from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._reduction import Reduction
@@ -31,8 +31,6 @@ OnView: TypeAlias = Callable[[Mapping[str, View]], None]
 #: producer, everything before that was done. ``failed``: see `Run.error`.
 State: TypeAlias = Literal["running", "finished", "stopped", "aborted", "failed"]
 
-_PROGRESS_EVERY_S = 0.5
-
 
 class Executor(Protocol):
     """Where a pipeline runs: a value such as `Inline` or `Processes`."""
@@ -49,7 +47,7 @@ class Lasting(Protocol):
         """The executor for these runs; what it keeps between them is given back at the end."""
 
 
-class Run(abc.ABC):
+class Run(AtWork[Stats]):
     """A pipeline at work. Made by `run`.
 
     Examples
@@ -65,7 +63,7 @@ class Run(abc.ABC):
     def __init__(self, pipeline: Pipeline, source: Source, *, on_view: OnView | None, view_every_s: float) -> None:
         self.pipeline = pipeline
         self.source = source
-        #: ``file.py:name`` of the pipeline, where a command line named it so; for those who attach to the run.
+        #: What a command line calls the pipeline, ``file.py:name``, or ``chain.toml:stage``; for those who attach to the run.
         self.target: str | None = None
         self._setting = threading.Lock()
         self._history = [pipeline.parameter_set()]
@@ -205,10 +203,6 @@ class Run(abc.ABC):
         """Descriptors of the events that were given up, up to a thousand, the newest last."""
         return self._reduction.recent.parked
 
-    @abc.abstractmethod
-    def join(self, timeout: float | None = None) -> bool:
-        """Wait for the end, however that is; False if it did not come in time. Ctrl-C stops the run."""
-
     def give_up(self, reason: str) -> None:
         """As `stop`, because nothing more is expected to come: the run ends as ``aborted``, for this reason."""
         self._given_up = reason
@@ -217,21 +211,6 @@ class Run(abc.ABC):
     def stop(self) -> None:
         """Ask the run to end: events under way are finished, nothing new is begun. Returns at once."""
         self._stopping.set()
-
-    def __iter__(self) -> Iterator[Stats]:
-        """The numbers about every half second, and once at the end; errors are raised by `result`, not here."""
-        while not self.join(_PROGRESS_EVERY_S):
-            yield self.stats
-        yield self.stats
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-        self.join()
 
     # -- for executors ----------------------------------------------------------------------------------------------
 

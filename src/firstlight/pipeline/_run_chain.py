@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 from firstlight.pipeline._chain import Chain, ChainRun
-from firstlight.pipeline._chain_inline import run_chain_inline
+from firstlight.pipeline._chain_inline import run_chain_inline, worked_on_before
 from firstlight.pipeline._live import Live
 from firstlight.pipeline._processes import Processes
 from firstlight.pipeline._run import Run
 from firstlight.pipeline._sources import Source
 
-__all__ = ["run_chain"]
+__all__ = ["run_chain", "stage_source"]
 
 
 def run_chain(chain: Chain, source: Source) -> ChainRun:
@@ -40,3 +40,23 @@ def run_chain(chain: Chain, source: Source) -> ChainRun:
         ChainRun(chain, runs).stop()
         raise
     return ChainRun(chain, runs)
+
+
+def stage_source(chain: Chain, name: str, source: Source) -> Source:
+    """Where a stage of a chain finds its inputs, for a `DebugWorker` of it or a run of it alone.
+
+    Parameters
+    ----------
+    source
+        Of the chain. On a service what the stages before have given is there. Anywhere else they work first, in this
+        process, when the source of the stage is opened.
+
+    Raises
+    ------
+    ConfigurationError
+        If the chain has no such stage.
+    """
+    stage = chain.stage(name)
+    if isinstance(source, Live):
+        return dataclasses.replace(source, datasets=stage.datasets)
+    return worked_on_before(chain, name, source)
