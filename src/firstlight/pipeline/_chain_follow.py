@@ -16,6 +16,7 @@ from firstlight.pipeline._follow import Following, follow
 from firstlight.pipeline._live import Live
 from firstlight.pipeline._processes import Processes
 from firstlight.pipeline._run import Run
+from firstlight.pipeline._threads import start
 from firstlight.pipeline._upcoming import First
 
 __all__ = ["ChainFollowing", "follow_chain"]
@@ -74,22 +75,16 @@ class ChainFollowing:
         except BaseException:
             self._close()
             raise
-        self._threads = [
-            threading.Thread(target=self._go_on, args=pair, name=f"follow {pair[0]}", daemon=True)
-            for pair in self.stages.items()
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads = [self._start(name, scans) for name, scans in self.stages.items()]
+
+    def _start(self, name: str, scans: Following) -> threading.Thread:
+        return start(f"follow {name}", lambda: self._go_on(name, scans), lambda error: self._told.put((name, error)))
 
     def _go_on(self, name: str, scans: Following) -> None:
-        try:
-            for scan in scans:
-                scan.join()
-                self._told.put((name, scan))
-        except FirstlightError as error:
-            self._told.put((name, error))
-        else:
-            self._told.put((name, None))
+        for scan in scans:
+            scan.join()
+            self._told.put((name, scan))
+        self._told.put((name, None))
 
     def stop(self) -> None:
         """Ask all stages, and what they work on, to end; returns at once."""

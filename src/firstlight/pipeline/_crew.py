@@ -26,6 +26,7 @@ from firstlight.pipeline._sizes import Sizes, bytes_of
 from firstlight.pipeline._sources import Arrival, Ended, OpenSource, Pushes, Source, looked_at
 from firstlight.pipeline._step import divided
 from firstlight.pipeline._talk import HandOut
+from firstlight.pipeline._threads import start
 from firstlight.pipeline._wanted import Wanted
 
 __all__ = ["Crew", "GroupCrew", "ShareCrew"]
@@ -237,19 +238,14 @@ class ShareCrew:
 
     def follow(self, wake: Callable[[], None]) -> None:
         """Begin to follow the source; `wake` is called when there is something to `poll`."""
-        self._thread = threading.Thread(target=self._follow, args=(wake,), name="follow the source", daemon=True)
-        self._thread.start()
+        self._thread = start("follow the source", lambda: self._follow(wake), lambda error: self._pass_on(error, wake))
 
     def _follow(self, wake: Callable[[], None]) -> None:
-        try:
-            opening = patiently(self._source, lambda: self._source.open(self._inputs), self._stopping)
-            with opening as opened:
-                self._heard_s = time.monotonic()
-                self._wanted = Wanted(opened, self._aligner)
-                self._tell(opened, wake)
-                self._closing.wait()  # what is not worked on yet is kept as long as this is open
-        except FirstlightError as error:
-            self._pass_on(error, wake)
+        with patiently(self._source, lambda: self._source.open(self._inputs), self._stopping) as opened:
+            self._heard_s = time.monotonic()
+            self._wanted = Wanted(opened, self._aligner)
+            self._tell(opened, wake)
+            self._closing.wait()  # what is not worked on yet is kept as long as this is open
 
     def _tell(self, opened: OpenSource, wake: Callable[[], None]) -> None:
         def tell(lot: list[Arrival | Ended]) -> bool:

@@ -13,9 +13,7 @@ from typing import Any
 
 from firstlight.errors import (
     ConfigurationError,
-    FirstlightError,
     StreamAbortedError,
-    WorkerError,
 )
 from firstlight.pipeline._align import Action, Aligner, Ready
 from firstlight.pipeline._assign import Sharing
@@ -145,14 +143,13 @@ class InlineRun(Run):
             next(self._turns)
         except StopIteration:
             self._conclude()
-        except FirstlightError as error:
-            if isinstance(error, WorkerError):
-                self._reduction.worker_failed(error)
-            self._end("failed", error)
-        except BaseException:
-            # Ctrl-C, or a mistake of ours: the generator is gone, the run cannot go on.
+        except KeyboardInterrupt:
             self._end("stopped")
             raise
+        except BaseException as error:
+            self._fail(error)
+            if not isinstance(error, Exception):  # the program ends
+                raise
 
     def _conclude(self) -> None:
         if self._aborted is not None:

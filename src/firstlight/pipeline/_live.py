@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from firstlight.client import DEFAULT_URL, Client, Consumer
 from firstlight.errors import (
@@ -22,11 +23,13 @@ from firstlight.errors import (
 )
 from firstlight.model import DEFAULT_BEAMTIME, StreamId
 from firstlight.pipeline._forward import Reference, References
-from firstlight.pipeline._sources import Arrival, Coming, Ended, Found, Source, Tidings
+from firstlight.pipeline._sources import Arrival, Coming, Ended, Found, Source, Tell, Tidings
+from firstlight.pipeline._threads import start
 
 __all__ = ["Live", "OpenLive", "patiently", "silence"]
 
 _Made = TypeVar("_Made")
+_Lot: TypeAlias = list[Arrival | Ended]
 
 #: So long a reader waits before it looks at its clock and at whether it shall stop.
 _SLICE_S = 0.1
@@ -114,82 +117,62 @@ class OpenLive:
 
     def tidings(self) -> Iterator[Tidings]:
         """What arrives; each message comes along."""
-        for lot in self.lots():
+        for lot in self._follow(self._inputs[0]) if len(self._inputs) == 1 else self._follow_all():
             if not lot:
                 yield None
             lot.reverse()
             while lot:  # one that is worked on does not keep those before it
                 yield lot.pop()
 
-    def lots(self) -> Iterator[list[Arrival | Ended]]:
-        """What arrives together; each message comes along."""
-        if len(self._inputs) == 1:
-            yield from self._follow(self._inputs[0])
-            return
-        arriving: queue.Queue[list[Arrival | Ended] | FirstlightError] = queue.Queue(_MAX_LOTS)
-        for name in self._inputs:
-            thread = threading.Thread(target=self._pass_on, args=(name, arriving), name=f"follow {name}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+    def push(self, tell: Tell) -> None:
+        """As `tidings`, told by the threads that follow the inputs; see `Pushes`."""
+        over: queue.SimpleQueue[FirstlightError | None] = queue.SimpleQueue()
+        self._start(tell, over.put)
+        for _ in self._inputs:
+            error = over.get()
+            if error is not None:
+                raise error
+
+    def _follow_all(self) -> Iterator[_Lot]:
+        told: queue.Queue[_Lot | FirstlightError | None] = queue.Queue(_MAX_LOTS)
+        put = functools.partial(self._put, told)
+        self._start(put, put)
         n_open = len(self._inputs)
         while n_open:
             try:
-                lot = arriving.get(timeout=_SLICE_S)
+                lot = told.get(timeout=_SLICE_S)
             except queue.Empty:
                 lot = []
             if isinstance(lot, FirstlightError):
                 raise lot
-            n_open -= sum(isinstance(told, Ended) for told in lot)
-            yield lot
+            if lot is None:
+                n_open -= 1
+            else:
+                yield lot
 
-    def push(self, tell: Callable[[list[Arrival | Ended]], bool]) -> None:
-        """As `lots`, told by the threads that follow the inputs themselves; see `Pushes`."""
-        done: queue.SimpleQueue[FirstlightError | None] = queue.SimpleQueue()
-        for name in self._inputs:
-            thread = threading.Thread(
-                target=self._push, args=(name, tell, done.put), name=f"follow {name}", daemon=True
-            )
-            self._threads.append(thread)
-            thread.start()
-        for _ in self._inputs:
-            error = done.get()
-            if error is not None:
-                raise error
-
-    def _push(
-        self, name: str, tell: Callable[[list[Arrival | Ended]], bool], done: Callable[[FirstlightError | None], None]
-    ) -> None:
-        try:
-            for lot in self._follow(name):
-                if self._closing.is_set() or not tell(lot):
-                    break
-        except FirstlightError as error:
-            done(error)
-        else:
-            done(None)
-
-    def _pass_on(self, name: str, arriving: queue.Queue[list[Arrival | Ended] | FirstlightError]) -> None:
-        try:
-            for lot in self._follow(name):
-                if lot:
-                    self._put(arriving, lot)
-                if self._closing.is_set():
-                    return
-        except FirstlightError as error:
-            self._put(arriving, error)
-
-    def _put(
-        self,
-        arriving: queue.Queue[list[Arrival | Ended] | FirstlightError],
-        told: list[Arrival | Ended] | FirstlightError,
-    ) -> None:
-        while not self._closing.is_set():
+    def _put(self, told: queue.Queue[_Lot | FirstlightError | None], lot: _Lot | FirstlightError | None) -> bool:
+        while lot != [] and not self._closing.is_set():
             try:
-                return arriving.put(told, timeout=_SLICE_S)
+                told.put(lot, timeout=_SLICE_S)
             except queue.Full:
                 self._heard_s = time.monotonic()  # what lies unread is no silence
+            else:
+                break
+        return not self._closing.is_set()
 
-    def _follow(self, name: str) -> Iterator[list[Arrival | Ended]]:
+    def _start(self, tell: Tell, over: Callable[[FirstlightError | None], object]) -> None:
+        """Follow each input in a thread of its own, which says last that it is over, and of what."""
+        for name in self._inputs:
+            follow = functools.partial(self._tell, name, tell, over)
+            self._threads.append(start(f"follow {name}", follow, over))
+
+    def _tell(self, name: str, tell: Tell, over: Callable[[None], object]) -> None:
+        for lot in self._follow(name):
+            if self._closing.is_set() or not tell(lot):
+                break
+        over(None)
+
+    def _follow(self, name: str) -> Iterator[_Lot]:
         where = self._source
         # Acknowledged when the run is done with a message: until then it is kept, where the policy is to keep.
         consumer = self._followed[name] = self.client.consume(
@@ -212,7 +195,7 @@ class OpenLive:
             if not found:
                 yield [self._end(name, None, consumer)]
                 return
-            lot: list[Arrival | Ended] = [Arrival(name, message.id, message) for message in found]
+            lot: _Lot = [Arrival(name, message.id, message) for message in found]
             del found
             yield lot
             # Behind the yield: what the caller does with messages is no silence of the stream.

@@ -33,7 +33,6 @@ from firstlight.pipeline._records import Record, UserError, WireRecord, from_wir
 from firstlight.pipeline._results import Results, Stopped
 from firstlight.pipeline._run import Executor, OnView, Run
 from firstlight.pipeline._sources import Ended, Source
-from firstlight.pipeline._step import told
 from firstlight.pipeline._talk import (
     Answer,
     Asked,
@@ -254,22 +253,12 @@ class ProcessesRun(Run):
         try:
             with ExitStack() as stack:
                 self._run(stack)
-        except Stopped:
-            self._end("stopped")
-        except FirstlightError as error:
-            if isinstance(error, WorkerError):
-                self._reduction.worker_failed(error)
-            self._end("failed", error)
-        except Exception as error:  # a mistake of ours, which must not look like a run that goes on
-            logger.exception("the run of pipeline %r broke", self.pipeline.name)
-            words = told(error)
-            text = f"the run of pipeline {self.pipeline.name!r} broke: {words.type}: {words.text}"
-            self._end("failed", PipelineError(text, traceback_text=words.traceback))
-        else:
             if self._aborted is not None:
                 self._end("aborted", aborted_error(self.pipeline, self._aborted))
             else:
                 self._end("stopped" if self._stopping.is_set() else "finished")
+        except BaseException as error:  # noqa: BLE001 - of whatever it broke, it must not look like a run that goes on
+            self._fail(error)
         finally:
             self._known.set()
             atexit.unregister(self._leave)
@@ -282,7 +271,10 @@ class ProcessesRun(Run):
                 client, self.pipeline, live, self._label, self._reduction, self._inbox.put, self._stopping
             )
             stack.callback(self._results.close)
-            self._results.drain()
+            try:
+                self._results.drain()
+            except Stopped:
+                return
             self._parameters = ParameterHistory(client, self._results.stream)
             self._continue_parameters(self._parameters, finished=self._results.finished)
             if self._results.finished:

@@ -25,6 +25,7 @@ from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._records import NUMBER, Record, from_message, to_wire
 from firstlight.pipeline._reduction import Reduction
 from firstlight.pipeline._state import kind_of
+from firstlight.pipeline._threads import start
 
 __all__ = ["Results", "Stopped"]
 
@@ -75,8 +76,7 @@ class Results:
         self.finished = False
         self._checkpoints: Checkpoints | None = None
         self._open(live)
-        self._thread = threading.Thread(target=self._follow, name=f"read {self.stream}", daemon=True)
-        self._thread.start()
+        self._thread = start(f"read {self.stream}", self._follow, self._failed)
 
     def _open(self, live: Live) -> None:
         header = {
@@ -152,31 +152,28 @@ class Results:
             return None
 
     def _follow(self) -> None:
-        try:
-            # Without a result that is gone the answer would be one of fewer events, and look like any other.
-            with self._client.consume(
-                self.stream.source, order="arrival", have=self._ids, timeout=_SLICE_S, on_loss="raise", **self._where
-            ) as consumer:
-                while not self._closing.is_set():
-                    if not consumer.wait(_SLICE_S):
-                        continue
-                    try:
-                        found = consumer.receive_many(_SLICE_S)
-                    except StreamAbortedError:
-                        return  # by ourselves, or by an earlier run that was stopped
-                    if not found:
+        # Without a result that is gone the answer would be one of fewer events, and look like any other.
+        with self._client.consume(
+            self.stream.source, order="arrival", have=self._ids, timeout=_SLICE_S, on_loss="raise", **self._where
+        ) as consumer:
+            while not self._closing.is_set():
+                if not consumer.wait(_SLICE_S):
+                    continue
+                try:
+                    found = consumer.receive_many(_SLICE_S)
+                except StreamAbortedError:
+                    return  # by ourselves, or by an earlier run that was stopped
+                except MessageEvictedError as error:
+                    raise self._evicted(error) from error
+                if not found:
+                    return
+                for message in found:
+                    if self._closing.is_set():
                         return
-                    for message in found:
-                        if self._closing.is_set():
-                            return
-                        self._take(message)
-                    del found, message  # the service keeps what is held here
-                    with self._read:
-                        self._read.notify_all()
-        except MessageEvictedError as error:
-            self._failed(self._evicted(error))
-        except FirstlightError as error:
-            self._failed(error)
+                    self._take(message)
+                del found, message  # the service keeps what is held here
+                with self._read:
+                    self._read.notify_all()
 
     def _failed(self, error: FirstlightError) -> None:
         self._failure = error

@@ -20,6 +20,7 @@ from firstlight.pipeline._reduction import Reduction
 from firstlight.pipeline._sources import Source
 from firstlight.pipeline._stats import Stats
 from firstlight.pipeline._step import told
+from firstlight.pipeline._threads import as_ours
 from firstlight.pipeline._worker_views import WorkersShown, WorkerViews
 
 __all__ = ["Executor", "Lasting", "OnView", "Run", "State"]
@@ -263,6 +264,12 @@ class Run(AtWork[Stats]):
             if self.pipeline.on_error == "stop":
                 raise
             logger.warning("%s", error)
+
+    def _fail(self, error: BaseException) -> None:
+        """The run ends with this error, whoever made it."""
+        if isinstance(error, WorkerError):
+            self._reduction.worker_failed(error)
+        self._end("failed", as_ours(error, f"the run of pipeline {self.pipeline.name!r}"))
 
     def _end(self, state: State, error: FirstlightError | None = None) -> None:
         """The run is over, for this reason."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from firstlight.errors import FirstlightError
 from firstlight.pipeline._feeds import Task
 from firstlight.pipeline._records import WireRecord
+from firstlight.pipeline._threads import start
 
 __all__ = ["Settler"]
 
@@ -35,9 +36,8 @@ class Settler:
         self._n_bytes = 0
         self._busy = False
         self._closing = False
-        self._error: FirstlightError | OSError | None = None
-        self._thread = threading.Thread(target=self._run, name="settle records", daemon=True)
-        self._thread.start()
+        self._error: FirstlightError | None = None
+        self._thread = start("settle records", self._run, self._failed)
 
     def put(self, task: Task, record: WireRecord | None) -> None:
         """Hand over what became of an event; None if its record is safe already. Waits while too much waits.
@@ -88,18 +88,17 @@ class Settler:
                 lot, self._waiting, self._n_bytes = self._waiting, [], 0
                 self._busy = True
                 self._changed.notify_all()
-            try:
-                self._settle_all(lot)
-            except (FirstlightError, OSError) as error:
-                with self._changed:
-                    self._error = error
-                    self._changed.notify_all()
-                return
+            self._settle_all(lot)
             # The messages of these events are let go of before the next ones are waited for.
             del lot
             with self._changed:
                 self._busy = False
                 self._changed.notify_all()
+
+    def _failed(self, error: FirstlightError) -> None:
+        with self._changed:
+            self._error = error
+            self._changed.notify_all()
 
     def _settle_all(self, lot: list[tuple[Task, WireRecord | None]]) -> None:
         # A function of its own: a variable that is left over would keep the message of the last event.

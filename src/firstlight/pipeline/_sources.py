@@ -51,6 +51,7 @@ __all__ = [
     "OpenSource",
     "Pushes",
     "Source",
+    "Tell",
     "Tidings",
     "looked_at",
     "message_of",
@@ -85,6 +86,8 @@ class Ended:
 
 #: What an open source tells; None when nothing came for a moment, so that the caller can look at its clock.
 Tidings: TypeAlias = Arrival | Ended | None
+#: Called with what came together; False if nobody wants to know more.
+Tell: TypeAlias = Callable[[list[Arrival | Ended]], bool]
 
 
 class OpenSource(Protocol):
@@ -161,7 +164,7 @@ class Keeps(Protocol):
 class Pushes(Protocol):
     """An open source that tells of what arrives by itself, from whatever thread, and in one go what came together."""
 
-    def push(self, tell: Callable[[list[Arrival | Ended]], bool], /) -> None:
+    def push(self, tell: Tell, /) -> None:
         """Begin, and return when all inputs have ended, or `tell` returns False; raises as `OpenSource.tidings` does.
 
         It is called with nothing when nothing came for a moment.
