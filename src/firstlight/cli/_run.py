@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Sequence
 
+    from firstlight.live import Tunable
     from firstlight.pipeline import Chain, Executor, First, Live, Pipeline, Run, Source, Stats
 
 __all__ = [
@@ -312,16 +313,16 @@ def tags_of(given: list[str]) -> dict[str, list[int]]:
 
 def follow(
     pipeline: Pipeline, source: Source, executor: Executor, as_json: bool, *, view: str | None = None,
-    hold: bool = False, target: str | None = None, parameters: Sequence[str] = (),
+    hold: bool = False, target: str | None = None, parameters: Sequence[str] = (), tunable: Tunable | None = None,
 ) -> Run:  # fmt: skip
     """Run to the end, with a sign of life, and tell what came out; `target` is what the command line calls the pipeline,
-    and `parameters` what it sets."""
+    `parameters` what it sets, `tunable` what has parameters where that is not the worker."""
     from firstlight.pipeline import run as start
 
     with stop_on_signals() as stop:
         running = start(pipeline, source, on=executor)
         running.target = target
-        with served(running, view, as_json=as_json):
+        with served(running, view, as_json=as_json, parameters=tunable):
             _watch(running, stop, as_json)
             tell(running, as_json)
             note_replay(running, parameters)

@@ -15,7 +15,7 @@ from firstlight.cli._options import Beamtime, Json, Url, check_extra
 from firstlight.cli._output import note
 from firstlight.cli._run import HangAfter, Tags, executor_of, fail, first_of, follow, live_of, tags_of
 from firstlight.cli._scans import BeginWith, Follow, Scans, run_scans
-from firstlight.cli._served import ViewAt
+from firstlight.cli._served import ViewAt, served
 from firstlight.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -116,9 +116,9 @@ def run_dranspose(
     with Payload(worker, reducer, parameters=values) as payload:
         if controller_port is not None:
             from_elsewhere = {"--from": files or more_files, "--source": source, "--stream": stream, "--follow": scans}
-            _refuse("--controller-port", from_elsewhere | {"--view": view})
+            _refuse("--controller-port", from_elsewhere)
             feed = _feed(inputs or [], ingesters or [], settings or [], beamtime, url)
-            _serve_scans(payload, feed, executor, host, controller_port, port)
+            _serve_scans(payload, feed, executor, host, controller_port, port, view, as_json=as_json)
             return
         _refuse("without --controller-port", {"--ingester": ingesters, "--set": settings})
         every = [*(files or []), *(more_files or [])]
@@ -127,9 +127,9 @@ def run_dranspose(
             if scans is not None:
                 return run_scans(
                     pipeline, events, executor, first=first_of(first), n_scans=n_scans, as_json=as_json, view=view,
-                    target=None, parameters=[],
+                    target=None, parameters=[], tunable=payload,
                 )  # fmt: skip
-            running = follow(pipeline, events, executor, as_json, view=view)
+            running = follow(pipeline, events, executor, as_json, view=view, tunable=payload)
     fail(running)
 
 
@@ -216,8 +216,9 @@ def _wait_for_signal() -> None:
 
 
 def _serve_scans(
-    payload: Payload, feed: Ingesting | NextStreams, executor: Executor, host: str, port: int, reducer_port: int | None
-) -> None:
+    payload: Payload, feed: Ingesting | NextStreams, executor: Executor, host: str, port: int,
+    reducer_port: int | None, view: str | None, *, as_json: bool,
+) -> None:  # fmt: skip
     from firstlight.gateways import dranspose as gateway
     from firstlight.pipeline import Processes
 
@@ -235,4 +236,5 @@ def _serve_scans(
         web = stack.enter_context(gateway.WebServer(apps, host=host))
         for what, where in zip(("the controller", "what the reducer publishes"), web.urls, strict=False):
             note(f"{what}: {where}")
+        stack.enter_context(served(gateway.ScansShown(scans), view, as_json=as_json, parameters=payload))
         _wait_for_signal()

@@ -19,6 +19,7 @@ from firstlight.errors import FirstlightError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from firstlight.live import Tunable
     from firstlight.model import View
     from firstlight.pipeline import ChainFollowing, Executor, First, Following, Live, Pipeline, Run
 
@@ -47,7 +48,7 @@ _LOOK_EVERY_S = 0.2
 
 def run_scans(
     pipeline: Pipeline, source: Live, executor: Executor, *, first: First, n_scans: int | None, as_json: bool,
-    view: str | None, target: str | None, parameters: Sequence[str],
+    view: str | None, target: str | None, parameters: Sequence[str], tunable: Tunable | None = None,
 ) -> None:  # fmt: skip
     """Follow scans until somebody stops it, or there were enough; a line for each."""
     from firstlight.pipeline import follow
@@ -59,7 +60,7 @@ def run_scans(
         threading.Thread(target=pass_on, args=(stop, over, scans), name="stop on signals", daemon=True).start()
         note(f"waiting for streams {source.stream} of {pipeline.inputs[0]}")
         try:
-            with served(scans, view, as_json=as_json):
+            with served(scans, view, as_json=as_json, parameters=tunable):
                 for number, scan in enumerate(scans, start=1):
                     _watch(scan, as_json=as_json)
                     n_bad += tell_scan(scan, as_json=as_json)

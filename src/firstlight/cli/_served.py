@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import threading
     from contextlib import AbstractContextManager
 
-    from firstlight.live import Shown
+    from firstlight.live import Shown, Tunable
 
 __all__ = ["Hold", "ViewAt", "check_hold", "held", "served"]
 
@@ -34,17 +34,21 @@ Hold: TypeAlias = Annotated[
 ]
 
 
-def served(shown: Shown | Mapping[str, Shown], at: str | None, *, as_json: bool) -> AbstractContextManager[None]:
+def served(
+    shown: Shown | Mapping[str, Shown], at: str | None, *, as_json: bool, parameters: Tunable | None = None
+) -> AbstractContextManager[None]:
     """Show it at this place, if one was given."""
-    return _served(shown, at, as_json=as_json) if at is not None else nullcontext()
+    return _served(shown, at, as_json=as_json, parameters=parameters) if at is not None else nullcontext()
 
 
 @contextmanager
-def _served(shown: Shown | Mapping[str, Shown], at: str, *, as_json: bool) -> Iterator[None]:
+def _served(
+    shown: Shown | Mapping[str, Shown], at: str, *, as_json: bool, parameters: Tunable | None
+) -> Iterator[None]:
     from firstlight.live import serve
 
     host, port = _place(at)
-    with serve(shown, host=host, port=port) as server:
+    with serve(shown, host=host, port=port, parameters=parameters) as server:
         if as_json:
             print_json({"event": "serving", "url": server.url})
         else:

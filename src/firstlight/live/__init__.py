@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from firstlight.live._frames import pack_view, unpack_view
+from firstlight.live._parameters import Tunable
 from firstlight.live._server import Server, serve
 from firstlight.live._snapshots import Follows, Shown, Snapshot, Snapshots, ViewNow
 from firstlight.live._tree import tree_of
@@ -20,6 +21,7 @@ __all__ = [
     "Shown",
     "Snapshot",
     "Snapshots",
+    "Tunable",
     "ViewNow",
     "pack_view",
     "serve",

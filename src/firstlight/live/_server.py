@@ -15,7 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, WebSocketRoute
 
 from firstlight.broker import LOOPBACK_ORIGINS, Guard, HttpListener
-from firstlight.live._parameters import Parameters
+from firstlight.live._parameters import OfWorker, Parameters, Tunable
 from firstlight.live._routes import Answers, error_handlers
 from firstlight.live._snapshots import Shown, Snapshots
 from firstlight.live._socket import LiveSocket
@@ -29,8 +29,9 @@ _START_WITHIN_S = 30.0
 
 
 def serve(
-    shown: Shown | Mapping[str, Shown], *, host: str = "127.0.0.1", port: int = 0, origins: Sequence[str] = ()
-) -> Server:
+    shown: Shown | Mapping[str, Shown], *, host: str = "127.0.0.1", port: int = 0, origins: Sequence[str] = (),
+    parameters: Tunable | None = None,
+) -> Server:  # fmt: skip
     """Show a run to whoever asks by HTTP: its views, its state, its parameters.
 
     Parameters
@@ -45,6 +46,8 @@ def serve(
         0 takes a free one; see `Server.url`.
     origins
         Web pages that may read besides those of this machine, as ``https://h5web.example.org``; ``*`` for all.
+    parameters
+        Of one pipeline: what they are, where they are not those of its worker.
 
     Returns
     -------
@@ -66,16 +69,19 @@ def serve(
             print(server.url)
             running.join()
     """
-    return Server(shown, host=host, port=port, origins=origins)
+    return Server(shown, host=host, port=port, origins=origins, parameters=parameters)
 
 
 class Server:
     """Made by `serve`."""
 
-    def __init__(self, shown: Shown | Mapping[str, Shown], *, host: str, port: int, origins: Sequence[str]) -> None:
+    def __init__(
+        self, shown: Shown | Mapping[str, Shown], *, host: str, port: int, origins: Sequence[str],
+        parameters: Tunable | None,
+    ) -> None:  # fmt: skip
         self._listener = HttpListener(host, port, option="--view", what="views", websockets=True)
         self.url = self._listener.url
-        self._app = _app(shown, host, origins)
+        self._app = _app(shown, host, origins, parameters)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._started = threading.Event()
@@ -119,13 +125,15 @@ class Server:
         self.close()
 
 
-def _app(shown: Shown | Mapping[str, Shown], host: str, origins: Sequence[str]) -> Starlette:
+def _app(
+    shown: Shown | Mapping[str, Shown], host: str, origins: Sequence[str], parameters: Tunable | None
+) -> Starlette:
     cors = Middleware(
         CORSMiddleware, allow_origins=list(origins), allow_origin_regex=LOOPBACK_ORIGINS,
         allow_methods=["GET", "HEAD"], allow_headers=["*"], expose_headers=["ETag"],
     )  # fmt: skip
     return Starlette(
-        routes=_stages(shown) if isinstance(shown, Mapping) else _alone(shown)[1],
+        routes=_stages(shown) if isinstance(shown, Mapping) else _alone(shown, parameters)[1],
         middleware=[Middleware(Guard, host=host, origins=origins), cors],
         exception_handlers=error_handlers(),
     )
@@ -137,8 +145,8 @@ def _stages(shown: Mapping[str, Shown]) -> list[BaseRoute]:
     return stages.routes(lambda name: parts[name][1])
 
 
-def _alone(shown: Shown) -> tuple[Answers, list[BaseRoute]]:
+def _alone(shown: Shown, parameters: Tunable | None = None) -> tuple[Answers, list[BaseRoute]]:
     snapshots = Snapshots(shown)
-    answers = Answers(shown, snapshots, Parameters(shown, snapshots))
+    answers = Answers(shown, snapshots, Parameters(parameters or OfWorker(shown, snapshots)))
     socket = LiveSocket(snapshots, answers.run_now)
     return answers, [*answers.routes(), WebSocketRoute("/api/v1/live", socket.serve)]

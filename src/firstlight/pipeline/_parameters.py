@@ -60,7 +60,7 @@ __all__ = [
     "portable",
 ]
 
-ParameterKind: TypeAlias = Literal["int", "float", "str", "bool", "choice", "array", "file", "json", "object"]
+ParameterKind: TypeAlias = Literal["int", "float", "str", "bool", "choice", "array", "file", "bytes", "json", "object"]
 
 #: Stands for the default of a parameter that has none.
 _NO_DEFAULT = dataclasses.MISSING
@@ -101,7 +101,8 @@ class ParameterSpec:
     ----------
     kind
         ``choice``: one of `choices`. ``array``: a numpy array, nested lists, or the bytes of a ``.npy`` file. ``file``: a
-        path that exists. ``json``: lists, tuples, dictionaries and what else JSON can tell. ``object``: only Python can.
+        path that exists. ``bytes``: text becomes UTF-8. ``json``: lists, tuples, dictionaries and what else JSON can tell.
+        ``object``: only Python can.
     default
         None if there is none.
     limits
@@ -351,6 +352,14 @@ def _to_file(spec: ParameterSpec, value: Any) -> Path:
     return path
 
 
+def _to_bytes(spec: ParameterSpec, value: Any) -> bytes:
+    if isinstance(value, str):
+        return value.encode()
+    if not isinstance(value, bytes | bytearray | memoryview):
+        raise TypeError("it is bytes, or text, which becomes UTF-8")
+    return bytes(value)
+
+
 def _to_json(spec: ParameterSpec, value: Any) -> Any:
     if isinstance(spec.type, type) and isinstance(value, spec.type):
         return value
@@ -384,6 +393,7 @@ _CONVERTERS: Mapping[ParameterKind, Callable[[ParameterSpec, Any], Any]] = {
     "choice": _to_choice,
     "array": _to_array,
     "file": _to_file,
+    "bytes": _to_bytes,
     "json": _to_json,
     "object": _to_object,
 }
@@ -445,6 +455,8 @@ def plain(value: Any) -> Any:
         return value.name
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, bytes):
+        return f"<{len(value)} bytes>"
     if isinstance(value, np.ndarray) and (value.size > _MAX_LISTED or value.dtype.kind not in "biuf"):
         return f"<array of {value.dtype}, {' x '.join(map(str, value.shape))}>"
     if isinstance(value, np.ndarray | np.generic):

@@ -12,7 +12,7 @@ import numpy as np
 from dranspose.data.albaem import AlbaemPacket
 from dranspose.middlewares import contrast, eiger_legacy, lecroy, pcap, stream1, xspress
 from dranspose.middlewares.positioncap import PositioncapParser
-from dranspose.parameters import FloatParameter, IntParameter
+from dranspose.parameters import BinaryParameter, FloatParameter, IntParameter
 from readerwriterlock.rwlock import RWLockFair
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "FrameNumbers",
     "Lists",
     "Names",
+    "Offsets",
     "Several",
     "Shown",
     "Ticking",
@@ -45,6 +46,17 @@ class FrameNumbers:
         time.sleep(parameters["sleep_s"].value)
         found = {name: stream1.parse(stream) for name, stream in event.streams.items()}
         return {name: getattr(packet, "frame", packet.htype) for name, packet in found.items()}
+
+
+class Offsets(FrameNumbers):
+    """The parameter, and a mask that nobody has to give."""
+
+    @staticmethod
+    def describe_parameters() -> list[Any]:
+        return [IntParameter(name="offset", description="of each frame", default=7), BinaryParameter(name="mask")]
+
+    def process_event(self, event: Any, parameters: Any, tick: bool) -> Any:
+        return [parameters["offset"].value, len(parameters["mask"].value)]
 
 
 class Blocking:

@@ -20,6 +20,7 @@ import pytest
 
 pytest.importorskip("dranspose", reason="dranspose is not installed: python -m pip install '.[test]'")
 
+from firstlight.cli import main
 from firstlight.client import Client
 from firstlight.testing import ThreadService
 from firstlight.testing._zmq import Pusher
@@ -64,7 +65,7 @@ class Typed:
 
     def url(self, what: str) -> str:
         """Where it serves."""
-        found = until(lambda: re.search(rf"{what}: (http\S+)", "".join(self.said)) or self.process.poll())
+        found = until(lambda: re.search(rf"{what}:? (http\S+)", "".join(self.said)) or self.process.poll())
         assert isinstance(found, re.Match), self.said
         return str(found[1])
 
@@ -218,3 +219,67 @@ def test_a_parked_event_is_told_with_its_traceback_and_an_exit_code(types: Calla
     said = "".join(command.said)
     assert "parked: events 4" in said, said
     assert "the sample has gone" in said
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    """What ``firstlight set`` prints as JSON."""
+    assert main(["set", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_parameters_are_set_from_another_terminal(
+    types: Callable[..., Typed], service: ThreadService, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mask = tmp_path / "mask"
+    mask.write_bytes(b"12345")
+    command = types(
+        "-w", "own_payloads:Offsets", "-r", "own_payloads:Lists", "--stream", "scan_0042", "--input", "camera", "--url",
+        service.url, "--workers", "1", "--view", "0", "--port", "0",
+    )  # fmt: skip
+    at, theirs = command.url("views at"), command.url("what the reducer publishes")
+    with Client(service.url) as client, client.produce("camera", stream="scan_0042", linger=0.0) as out:
+        expected = {}
+        for number, settings in enumerate([[], ["offset=99", f"mask=@{mask}"], ["offset=5"]]):
+            told(capsys, at, *settings)
+            expected[f"results/{number}"] = str([[7, 0], [99, 5], [5, 5]][number])
+            out.send(np.zeros((2, 2), np.uint16))
+            until(lambda: shown(at) == expected)
+        now = told(capsys, at)
+        assert now["values"] == {"mask": "<5 bytes>", "offset": 5} and now["number"] == 4
+        assert [was["values"]["offset"] for was in now["history"]] == [7, 99, 99, 5]
+        assert {spec["name"]: spec["kind"] for spec in now["specs"]} == {"mask": "bytes", "offset": "int"}
+        # It is one value, whoever asks, and whoever sets it.
+        assert httpx.get(f"{theirs}/api/v1/parameter/offset").content == b"5"
+        assert httpx.post(f"{theirs}/api/v1/parameter/offset", content=b"6").json() == told(capsys, at)["hash"]
+        for given, says in (("offset=x", "parameter offset cannot be 'x'"), ("ofset=1", "describes no parameter")):
+            assert main(["set", at, given]) == 2
+            assert says in capsys.readouterr().err
+        assert told(capsys, at)["values"]["offset"] == 6
+    assert command.end()[0] == 0, command.said
+
+
+def shown(at: str) -> dict[str, Any]:
+    names = [about["name"] for about in httpx.get(f"{at}/api/v1/views").json()]
+    return {name: httpx.get(f"{at}/api/v1/views/{name}").json()["text"] for name in names if "results/" in name}
+
+
+def test_parameters_are_set_between_scans(
+    types: Callable[..., Typed], service: ThreadService, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = types(
+        "-w", "own_payloads:Offsets", "-r", "own_payloads:Lists", "--controller-port", "0", "--input", "camera",
+        "--workers", "1", "--view", "0", "--url", service.url,
+    )  # fmt: skip
+    at, controller = command.url("views at"), command.url("the controller")
+    assert told(capsys, at, "offset=12")["values"]["offset"] == 12
+    for scan, offset in (("one", 12), ("two", 13)):
+        told(capsys, at, f"offset={offset}")
+        every = [[{"constraint": 0, "tags": ["generic"]}]] * 3
+        posted = {"parts": {"main": {"camera": every}}, "sequence": ["main"]}
+        assert httpx.post(f"{controller}/api/v1/sequence", json=posted, timeout=WITHIN_S).status_code == 200
+        with Client(service.url) as client, client.produce("camera", stream=scan) as out:
+            for _ in range(3):
+                out.send(np.zeros((2, 2), np.uint16))
+        until(lambda: httpx.get(f"{controller}/api/v1/progress").json()["finished"])
+        until(lambda: set(shown(at).values()) == {str([offset, 0])})  # noqa: B023 - waited for here
+    assert command.interrupt()[0] == 0, command.said

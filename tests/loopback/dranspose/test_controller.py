@@ -369,7 +369,7 @@ def test_a_scan_is_recorded_as_dranspose_does_and_gives_the_same_again(beamline:
     files = sorted(tmp_path.glob("dump-*.cbors"))
     assert [path.name for path in files] == [f"dump-{name}-ingester-{uuid}.cbors" for name in ("camera", "panda")]
     assert json.loads((tmp_path / f"dump-mapping-{uuid}.json").read_bytes()) == beamline.http.get("/sequence").json()
-    assert read_parameters(tmp_path / f"dump-parameters-{uuid}.json") == beamline.payload.parameters
+    assert read_parameters(tmp_path / f"dump-parameters-{uuid}.json") == beamline.payload.values
     run(beamline.payload.pipeline(), Cbors(files), on=Inline()).result(WITHIN_S)
     replayed = beamline.results
     # A recording holds what was thrown away live, too.
@@ -420,7 +420,7 @@ def test_pages_of_somebody_else_change_nothing(beamline: Beamline) -> None:
         answer = httpx.post(url, content=b"8", headers={"origin": "https://evil.example.org"})
         assert answer.status_code == 403
         assert httpx.get(url, headers={"host": "evil.example.org"}).status_code == 403
-    assert beamline.payload.parameters["offset"] == b"7"
+    assert beamline.payload.values["offset"] == b"7"
 
 
 def test_streams_of_the_service_that_no_ingester_sends(

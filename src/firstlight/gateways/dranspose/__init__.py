@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from firstlight.gateways.dranspose._payload import Payload
     from firstlight.gateways.dranspose._recorded import EVENTS, AsRecorded
     from firstlight.gateways.dranspose._routes import LogKeeper, controller_app, reducer_app
-    from firstlight.gateways.dranspose._scans import Scans
+    from firstlight.gateways.dranspose._scans import Scans, ScansShown
     from firstlight.gateways.dranspose._web import WebServer
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "Payload",
     "ScanMap",
     "Scans",
+    "ScansShown",
     "WebServer",
     "controller_app",
     "read_parameters",
@@ -57,6 +58,7 @@ _LAZY = {
     "controller_app": "_routes",
     "reducer_app": "_routes",
     "Scans": "_scans",
+    "ScansShown": "_scans",
     "WebServer": "_web",
 }
 

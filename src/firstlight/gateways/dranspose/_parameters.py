@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import pickle
+import time
 import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,8 +16,20 @@ import msgspec
 from firstlight.connectors import cbor_loads
 from firstlight.errors import ConfigurationError
 from firstlight.gateways.dranspose._classes import ParameterList, WorkParameter
+from firstlight.pipeline import ParameterKind, ParameterSet, ParameterSpec
 
-__all__ = ["Description", "check_value", "described", "hash_of", "read_parameters", "with_defaults", "work_parameters"]
+__all__ = [
+    "Description",
+    "check_value",
+    "described",
+    "hash_of",
+    "parameter_set",
+    "read_parameters",
+    "specs_of",
+    "to_bytes",
+    "with_defaults",
+    "work_parameters",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +116,59 @@ def hash_of(values: Mapping[str, bytes]) -> str:
         for part in (name.encode(), values[name]):
             digest.update(len(part).to_bytes(8, "big") + part)
     return digest.hexdigest()
+
+
+# -- as those of other pipelines --------------------------------------------------------------------------------------
+
+_KINDS: Mapping[str, tuple[ParameterKind, type]] = {
+    "str": ("str", str),
+    "int": ("int", int),
+    "float": ("float", float),
+    "bool": ("bool", bool),
+    "binary": ("bytes", bytes),
+}
+
+
+def specs_of(values: Mapping[str, bytes], descriptions: Mapping[str, Description]) -> list[ParameterSpec]:
+    """What the parameters may be; those that nobody has described are bytes."""
+    found = []
+    for name in sorted({*values, *descriptions}):
+        about = descriptions.get(name)
+        kind, type_ = _KINDS[about.dtype if about is not None else "binary"]
+        default, words = (about.default, about.description or "") if about is not None else (None, "")
+        found.append(ParameterSpec(name, kind, default, description=words, type=type_))
+    return found
+
+
+def to_bytes(
+    given: Mapping[str, Any], values: Mapping[str, bytes], descriptions: Mapping[str, Description]
+) -> dict[str, bytes]:
+    """Values from Python, JSON or a command line as payloads are given them.
+
+    Raises
+    ------
+    ConfigurationError
+        If one is of another type, or there is no parameter of its name.
+    """
+    specs = {spec.name: spec for spec in specs_of(values, descriptions)}
+    if unknown := sorted(set(given) - set(specs)):
+        known = ", ".join(specs) or "none"
+        raise ConfigurationError(f"the payload describes no parameter {unknown[0]!r}; it has {known}")
+    fitting = {name: specs[name].convert(value) for name, value in given.items()}
+    return {
+        name: descriptions[name].to_bytes(value) if name in descriptions else value for name, value in fitting.items()
+    }
+
+
+def parameter_set(values: Mapping[str, bytes], descriptions: Mapping[str, Description], number: int) -> ParameterSet:
+    """The values as they are from now on."""
+    typed = {
+        name: descriptions[name].from_bytes(data) if name in descriptions else data for name, data in values.items()
+    }
+    return ParameterSet(typed, hash_of(values), time.time_ns(), number)
+
+
+# -- from files -------------------------------------------------------------------------------------------------------
 
 
 def read_parameters(path: Path) -> dict[str, bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import partial
 from types import TracebackType
@@ -14,19 +15,23 @@ from firstlight.gateways.dranspose._classes import ParameterList, load_class
 from firstlight.gateways.dranspose._parameters import (
     check_value,
     described,
-    hash_of,
+    parameter_set,
+    specs_of,
+    to_bytes,
     with_defaults,
     work_parameters,
 )
 from firstlight.gateways.dranspose._recorded import EVENTS, AsRecorded
 from firstlight.gateways.dranspose._reducer import PayloadReducer
 from firstlight.gateways.dranspose._worker import PayloadWorker
-from firstlight.pipeline import Align, Pipeline
+from firstlight.pipeline import Align, ParameterSet, ParameterSpec, Pipeline
 
 __all__ = ["Payload"]
 
 #: Of the death of a worker process; what the payload raises is not tried again.
 _MAX_ATTEMPTS = 3
+#: Masks are parameters, too, and a payload may go on for months.
+_MAX_HISTORY = 1000
 
 
 class Payload:
@@ -64,6 +69,7 @@ class Payload:
         self.descriptions = described((load_class(worker), self._kind))
         self._changing = threading.Lock()
         self._values: dict[str, bytes] = {}
+        self._history: deque[ParameterSet] = deque(maxlen=_MAX_HISTORY)
         self._work_parameters: dict[str, Any] = {}
         self._context: dict[Any, Any] = {}
         self._current: PayloadReducer | None = None
@@ -109,15 +115,30 @@ class Payload:
     # -- parameters -------------------------------------------------------------------------------------------------
 
     @property
-    def parameters(self) -> dict[str, bytes]:
-        """The values now."""
+    def values(self) -> dict[str, bytes]:
+        """The values now, as bytes."""
         with self._changing:
             return dict(self._values)
 
     @property
+    def parameters(self) -> ParameterSet:
+        """The values now, of the types that are described; ``hash`` is `parameters_hash`."""
+        return self._history[-1]
+
+    @property
+    def parameter_history(self) -> tuple[ParameterSet, ...]:
+        """What they were and are, the oldest first; of the last thousand changes."""
+        return tuple(self._history)
+
+    @property
+    def parameter_specs(self) -> list[ParameterSpec]:
+        """What they may be, as the classes describe them."""
+        return specs_of(self.values, self.descriptions)
+
+    @property
     def parameters_hash(self) -> str:
         """Of the values now; each result carries that of its own."""
-        return hash_of(self.parameters)
+        return self.parameters.hash
 
     @property
     def parameter_ids(self) -> dict[str, Any]:
@@ -141,10 +162,26 @@ class Payload:
         check_value(name, data, self.descriptions)
         with self._changing:
             self._put(self._values | {name: data})
-        return self.parameters_hash
+            return self.parameters_hash
+
+    def set_parameters(self, /, **values: Any) -> ParameterSet:
+        """Change parameters that are described, all or none of them; workers have them with their next event.
+
+        Raises
+        ------
+        ConfigurationError
+            If one is not described, or a value is not of its type.
+        """
+        with self._changing:
+            self._put(self._values | to_bytes(values, self._values, self.descriptions))
+            return self.parameters
 
     def _put(self, values: dict[str, bytes]) -> None:
+        if self._history and values == self._values:
+            return
         self._values = values
+        number = self._history[-1].number + 1 if self._history else 1
+        self._history.append(parameter_set(values, self.descriptions, number))
         # In place: payloads may keep the dictionary that they were made with, as under dranspose.
         self._work_parameters.update(work_parameters(values, self.descriptions))
         self._board.put(values)

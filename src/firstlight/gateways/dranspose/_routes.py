@@ -111,7 +111,7 @@ def _parameter_routes(payload: Payload) -> list[Route]:
 
 
 def _parameter(payload: Payload, request: Request, body: bytes) -> Response:
-    values, name = payload.parameters, request.path_params["name"]
+    values, name = payload.values, request.path_params["name"]
     if name not in values:
         raise HTTPException(404, "Parameter not found")
     return Response(values[name], media_type="application/x.bytes")

@@ -12,9 +12,9 @@ from firstlight.errors import ConfigurationError, FirstlightError, PipelineError
 from firstlight.gateways.dranspose._dump import DUMP_PREFIX, dump_scan
 from firstlight.gateways.dranspose._map import GENERIC, ScanMap
 from firstlight.gateways.dranspose._payload import Payload
-from firstlight.pipeline import Executor, Processes, Run, Source, run
+from firstlight.pipeline import Executor, ParameterSet, Pipeline, Processes, Run, Source, run
 
-__all__ = ["Feed", "Scan", "Scans"]
+__all__ = ["Feed", "Scan", "Scans", "ScansShown"]
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ class Scans:
             known = ", ".join(self.feed.streams)
             raise ConfigurationError(f"streams {', '.join(unknown)} not available; there are {known}")
         scan_map.check_workers(self.worker_tags)
-        parameters = self.payload.parameters
+        parameters = self.payload.values
         scan_map.dump_prefix = parameters.get(DUMP_PREFIX, b"").decode(errors="replace")
         with self._changing:
             self._end()
@@ -182,3 +182,33 @@ class Scans:
             logger.warning("scan %s is ended before its end", self._current.map.uuid)
             self._current.stop()
             self._current.join()
+
+
+class ScansShown:
+    """Scans as `firstlight.live.serve` shows runs one after another."""
+
+    def __init__(self, scans: Scans) -> None:
+        self._scans = scans
+
+    @property
+    def current(self) -> Run | None:
+        """The run of the newest scan; None until its streams are known."""
+        return self._scans.current.run if self._scans.current is not None else None
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """That of the next scan."""
+        return self._scans.payload.pipeline(self._scans.feed.streams)
+
+    @property
+    def parameters(self) -> ParameterSet:
+        """Those of the payload."""
+        return self._scans.payload.parameters
+
+    def set_parameters(self, /, **values: Any) -> ParameterSet:
+        """As `Payload.set_parameters`."""
+        return self._scans.payload.set_parameters(**values)
+
+    def stop(self) -> None:
+        """Ask the scan that goes on to end; the next trigger map begins another."""
+        self._scans.stop()
