@@ -21,7 +21,6 @@ from typing import Any
 from firstlight.client import Client
 from firstlight.errors import (
     ConfigurationError,
-    FirstlightError,
     PipelineError,
 )
 from firstlight.model import MessageRow, Ranges
@@ -59,6 +58,7 @@ from firstlight.pipeline._talk import (
     Stored,
     Worked,
 )
+from firstlight.pipeline._threads import as_ours
 from firstlight.pipeline._worker_views import Showing, WorkersShown
 
 __all__ = ["NOTHING", "UNGUARDED", "check_guarded", "unguarded_text", "worker_main"]
@@ -170,6 +170,8 @@ class _Child:
         self._sending = threading.Lock()
         self._slot = _Slot(slots, number)
         self._orders: queue.SimpleQueue[_Orders | None] = queue.SimpleQueue()
+        #: Those of the run that was begun last, for the thread that listens.
+        self._current: _Orders | None = None
         self._steps = Steps(_finished)
 
     def serve(self) -> None:
@@ -180,38 +182,58 @@ class _Child:
         self._steps.close()
 
     def _listen(self) -> None:
-        orders = None
-        while True:
-            try:
-                run, said = self._pipe.recv()
-            except (EOFError, OSError):
-                os._exit(_ORPHANED)  # the run is dead: whoever has its work now must not meet us
-            if isinstance(said, Begin):
-                if orders is not None:
-                    orders.hear(Stop())
-                orders = _Orders(run, said.job)
-                self._orders.put(orders)
-            elif isinstance(said, Quit):
-                self._orders.put(None)
-            elif orders is not None and run == orders.run:
-                orders.hear(said)
+        try:
+            while True:
+                self._hear(self._pipe.recv_bytes())
+        except (EOFError, OSError):
+            os._exit(_ORPHANED)  # the run is dead: whoever has its work now must not meet us
+
+    def _hear(self, word: bytes) -> None:
+        try:
+            run, said = pickle.loads(word)
+        except Exception as error:  # noqa: BLE001 - values of the user's classes may be in it
+            assert self._current is not None  # the first word is bytes and no more
+            self._say(self._current.run, Broke(_unreadable(error)))
+            self._current.hear(Stop())
+            return
+        if isinstance(said, Begin):
+            if self._current is not None:
+                self._current.hear(Stop())
+            self._current = _Orders(run, said.job)
+            self._orders.put(self._current)
+        elif isinstance(said, Quit):
+            self._orders.put(None)
+        elif self._current is not None and run == self._current.run:
+            self._current.hear(said)
 
     def _say(self, run: int, what: FromWorker) -> None:
+        word = pickle.dumps((run, what))
         with self._sending:
-            self._pipe.send((run, what))
+            self._pipe.send_bytes(word)
 
     def _work(self, orders: _Orders) -> Left | Broke:
         try:
             job = _unpickled(orders.job)
             with ExitStack() as stack:
                 return _Work(job, orders, self._slot, self._say).run(stack, self._steps)
-        except FirstlightError as error:
-            return Broke(error)
+        except (BrokenPipeError, ConnectionResetError, MemoryError):
+            raise  # nobody is left to tell, or this process is best replaced
+        except Exception as error:  # noqa: BLE001 - a mistake of ours, or a value of the user's that cannot travel
+            return Broke(as_ours(error, "a worker process"))
 
 
 def _finished(pipeline: Pipeline, record: Record) -> WireRecord | None:
     """A record in the form in which it travels, unless its result is to be added to others."""
     return to_wire(record, pipeline.results) if pipeline.combine is None else None
+
+
+def _unreadable(error: Exception) -> PipelineError:
+    words = told(error)
+    return PipelineError(
+        f"a worker process cannot read what the run said: {words.type}: {words.text}; parameters must be of classes that "
+        "other processes can import",
+        traceback_text=words.traceback,
+    )
 
 
 def _unpickled(job: bytes) -> Job:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import queue
 import signal
 import tempfile
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from firstlight.errors import PipelineError
 from firstlight.pipeline._child import NOTHING, UNGUARDED, worker_main
 from firstlight.pipeline._hanging import traceback_of
+from firstlight.pipeline._line import Line
+from firstlight.pipeline._step import told
 from firstlight.pipeline._talk import Begin, Broke, FromWorker, Left, Quit, Retune, Stop, ToWorker
+from firstlight.pipeline._threads import start
 
 __all__ = ["Death", "Gone", "Pool", "Said"]
 
@@ -51,9 +56,9 @@ class Death(NamedTuple):
 class _Worker:
     process: BaseProcess
     pipe: Connection
+    line: Line
     left: int = 0
     gone: bool = False
-    sending: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Pool:
@@ -162,23 +167,32 @@ class Pool:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         # The other end must be open in the worker alone, or its death would not close the pipe.
         theirs.close()
-        worker = self._workers[number] = _Worker(process, ours)
-        threading.Thread(
-            target=self._listen, args=(number, worker), name=f"listen to worker {number}", daemon=True
-        ).start()
+        line = Line(ours, name=f"talk to worker {number}")
+        worker = self._workers[number] = _Worker(process, ours, line)
+        start(
+            f"listen to worker {number}",
+            lambda: self._listen(number, worker),
+            lambda error: self._pass_on(Said(number, Broke(error))),
+        )
         self.say(number, self._begin)
 
     def _listen(self, number: int, worker: _Worker) -> None:
         pid = worker.process.pid or 0
         while True:
             try:
-                run, what = worker.pipe.recv()
+                word = worker.pipe.recv_bytes()
             except (EOFError, OSError, TypeError):  # a pipe that is closed while it is read has no number any more
                 with self._changed:
                     worker.gone = True
                     self._pass_on(Gone(number, pid))
                     self._changed.notify_all()
                 return
+            try:
+                run, what = pickle.loads(word)
+            except Exception as error:  # noqa: BLE001 - values of the user's classes may be in it
+                with self._changed:
+                    self._pass_on(Said(number, Broke(_unreadable(number, error))))
+                continue
             with self._changed:
                 if run != self._run:
                     continue
@@ -194,13 +208,8 @@ class Pool:
     def say(self, number: int, what: ToWorker) -> None:
         """Tell a worker something; one that is dying does not hear it."""
         worker = self._workers.get(number)
-        if worker is None:
-            return
-        try:
-            with worker.sending:
-                worker.pipe.send((self._run, what))
-        except OSError:
-            pass  # its end is noticed by who listens
+        if worker is not None:
+            worker.line.say(pickle.dumps((self._run, what)))
 
     @property
     def numbers(self) -> list[int]:
@@ -246,9 +255,18 @@ class Pool:
             worker.process.join()
         code = worker.process.exitcode or 0
         worker.process.close()
-        worker.pipe.close()
+        worker.line.close()
         how = f"killed by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
         return Death(worker.left == self._run, how, code == UNGUARDED)
+
+
+def _unreadable(number: int, error: Exception) -> PipelineError:
+    words = told(error)
+    return PipelineError(
+        f"what worker {number} said cannot be read here: {words.type}: {words.text}; what it returns or shows must be of "
+        "classes that this program can import",
+        traceback_text=words.traceback,
+    )
 
 
 def _signal_name(number: int) -> str:

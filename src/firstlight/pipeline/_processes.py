@@ -49,6 +49,7 @@ from firstlight.pipeline._talk import (
     Stored,
     Worked,
 )
+from firstlight.pipeline._threads import as_ours
 from firstlight.pipeline._worker_views import WorkersShown
 
 __all__ = ["Processes"]
@@ -288,10 +289,13 @@ class ProcessesRun(Run):
             except Stopped:
                 pass  # it waited for results, to answer workers that shall leave now
             finally:
-                self._leave_pool(pool)
+                broke = self._leave_pool(pool)
+            if broke is not None:
+                raise broke
             self._conclude(crew)
-        except FirstlightError as error:
-            self._end_results(f"{type(error).__name__}: {error}", failed=True)
+        except BaseException as error:
+            ours = as_ours(error, "the run")
+            self._end_results(f"{type(ours).__name__}: {ours}", failed=True)
             raise
 
     def _continue_parameters(self, history: ParameterHistory, *, finished: bool) -> None:
@@ -530,11 +534,13 @@ class ProcessesRun(Run):
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
-    def _leave_pool(self, pool: Pool) -> None:
+    def _leave_pool(self, pool: Pool) -> FirstlightError | None:
+        """Have the workers leave; returns the first error that one of them left with."""
         killed = pool.end_run(self._on.stop_within_s)
         if killed:
             logger.warning("workers %s of pipeline %r did not stop in time and were killed", killed, self.pipeline.name)
         # What they said last: records that came through the pipe count, also when the run was stopped.
+        broke = None
         while not self._inbox.empty():
             happened = self._inbox.get()
             if isinstance(happened, _Retuned):
@@ -544,6 +550,9 @@ class ProcessesRun(Run):
                     self._reduction.take(from_wire(wire, self.pipeline.results))
             if isinstance(happened, Said) and isinstance(happened.what, WorkersShown):
                 self._worker_shows(happened.number, happened.what)
+            if isinstance(happened, Said) and isinstance(happened.what, Broke):
+                broke = broke or happened.what.error
+        return broke
 
     def _conclude(self, crew: Crew) -> None:
         if self._results is not None:

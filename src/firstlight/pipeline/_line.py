@@ -1,0 +1,65 @@
+"""The run's end of the pipe to a worker process, which may read what it is told, or not."""
+
+from __future__ import annotations
+
+import queue
+import select
+import threading
+from multiprocessing.connection import Connection
+
+__all__ = ["Line"]
+
+#: A pipe with room has room for this: Linux calls a socket writable while three quarters of its buffer are free, which
+#: are 156 kiB as it is set up. Connections write so much in one go.
+_SMALL = 16 << 10
+
+
+class Line:
+    """Says words to a worker, in order, and waits for nobody.
+
+    A word that finds room in the pipe is written at once. One that does not, because it is large or because the worker
+    does not read, is left to a thread, and so is what comes behind it.
+
+    Parameters
+    ----------
+    pipe
+        To the worker; others may read from it.
+    name
+        Of the thread.
+    """
+
+    def __init__(self, pipe: Connection, *, name: str) -> None:
+        self._pipe = pipe
+        self._room = select.poll()
+        self._room.register(pipe.fileno(), select.POLLOUT)
+        self._lock = threading.Lock()
+        self._unsent: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._n_unsent = 0
+        threading.Thread(target=self._send, name=name, daemon=True).start()
+
+    def say(self, word: bytes) -> None:
+        """Say this; a worker that is dying does not hear it."""
+        with self._lock:
+            if not self._n_unsent and len(word) <= _SMALL and self._room.poll(0):
+                self._write(word)
+                return
+            self._n_unsent += 1
+            self._unsent.put(word)
+
+    def _send(self) -> None:
+        while (word := self._unsent.get()) is not None:
+            self._write(word)
+            with self._lock:
+                self._n_unsent -= 1
+
+    def _write(self, word: bytes) -> None:
+        try:
+            self._pipe.send_bytes(word)
+        except (OSError, TypeError):  # its end is noticed by who listens; a pipe that is closed has no number any more
+            pass
+
+    def close(self) -> None:
+        """The worker is over."""
+        self._unsent.put(None)
+        with self._lock:
+            self._pipe.close()
