@@ -42,6 +42,7 @@ from firstlight.wire import (
     Publish,
     Rejected,
     Release,
+    Request,
     SetCursor,
     SetMeta,
     Settle,
@@ -282,6 +283,7 @@ def test_messages_for_channels_that_do_not_exist_are_passed_by(url: str) -> None
             raw.say(EndStream(channel))
             raw.say(Credit(channel, 5))
             raw.say(Settle(channel, 1, ((1, 5),)))
+            raw.say(Request(channel, ((1, 5),)))
             raw.say(CloseChannel(channel))
         raw.say(Release((-1, 0, 1, 2**62)))
         raw.say(Mapped(1))
@@ -583,6 +585,26 @@ def test_acknowledgements_of_nonsense_are_not_believed(url: str, settle: tuple[A
 
 
 @PATHS
+@pytest.mark.parametrize("ids", [(0, 5), (-3, -1), (7, 6), (1, 2**63)], ids=str)
+def test_requests_for_what_cannot_be_end_their_connection(url: str, local: bool, ids: tuple[int, int]) -> None:
+    with RawClient(url, local=local) as raw:
+        raw.say(_consumer(on_request=True))
+        raw.expect(Opened)
+        raw.say(Request(1, ((1, N), ids)))
+        assert raw.refused()
+    with Client(url, shared_memory=local) as client:
+        assert client.get("victim", 1, stream="s").id == 1
+
+
+@PATHS
+def test_requests_are_for_channels_that_take_them(url: str, local: bool) -> None:
+    with RawClient(url, local=local) as raw:
+        raw.say(_consumer())
+        raw.say(Request(1, ((1, 1),)))
+        assert "takes no requests" in raw.refused()
+
+
+@PATHS
 def test_lists_that_are_too_long_end_their_connection(url: str, local: bool) -> None:
     many = tuple((2 * n + 1, 2 * n + 1) for n in range(MAX_INTERVALS + 1))
     for message in (
@@ -591,6 +613,7 @@ def test_lists_that_are_too_long_end_their_connection(url: str, local: bool) -> 
         OpenConsumer(2, "commissioning", "victim", "s", ids=many),
         OpenConsumer(2, "commissioning", "victim", "s", group="long", holding=many),
         Ask(1, KeepMessages("commissioning", "victim", "s", many)),
+        Request(1, many),
     ):
         with RawClient(url, local=local) as raw:
             raw.say(OpenConsumer(1, "commissioning", "victim", "s", group="long"))

@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from firstlight.broker._group import Group
+from firstlight.broker._group import Deliver, Group
 from firstlight.broker._intake import Intake, Place, Published
 from firstlight.broker._measures import Measures
 from firstlight.broker._read_back import ReadBack, Reading
@@ -321,6 +321,7 @@ class Broker:
         max_attempts: int = 0,
         holding: Iterable[tuple[int, int]] = (),
         keeps: bool = False,
+        on_request: bool = False,
     ) -> Subscription:
         """Begin to read a stream; nothing comes before `credit`.
 
@@ -334,20 +335,23 @@ class Broker:
             Only these, then the subscription ends (without a group).
         keeps
             Without a group: messages are held until they are acknowledged, by policies that hold them for groups.
+        on_request
+            Without a group: nothing but what `request` asks for.
         """
         member = next(self._members)
         if group is not None:
             state = stream.join(group, selection, acknowledge=acknowledge, redeliver_after_s=redeliver_after_s,
                                 max_attempts=max_attempts)  # fmt: skip
         else:
-            state = self._private_group(stream, selection, start, ids)
+            state = self._private_group(stream, selection, start, () if on_request else ids)
             if keeps and ids is None:
                 state.acknowledge = True
                 stream.keepers.append(state)
         state.attach(member, holding=holding, now=self._clock())
         subscription = Subscription(
-            stream, state, group, member, selection, receiver, finite=ids is not None, read_back=self._read_back.fetch
-        )
+            stream, state, group, member, selection, receiver, finite=ids is not None, read_back=self._read_back.fetch,
+            on_request=on_request,
+        )  # fmt: skip
         self._subscriptions.setdefault(stream, []).append(subscription)
         if selection.query is not None:
             self._search.follow(stream, stream.audience(selection), selection.query)
@@ -398,6 +402,18 @@ class Broker:
         """The consumer can take `n` more messages."""
         subscription.group.credit(subscription.member, n)
         self._touch(subscription.stream)
+
+    def request(self, subscription: Subscription, ids: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Deliver these to a subscription that was made for requests; returns what of them is not there."""
+        ready = subscription.stream.audience(subscription.selection).lane.ready
+        missing: list[tuple[int, int]] = []
+        for first, last in ids:
+            for a, b in ready.within(first, last):
+                subscription.plan(Deliver(subscription.member, a, b, 1))
+                self.measures.messages_out.add(b - a + 1)
+            missing += ready.missing_within(first, last)
+        subscription.pump()
+        return missing
 
     def settle(
         self,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from firstlight.broker._broker import Published
 from firstlight.broker._stream import Stream
 from firstlight.broker._subscription import Delivery, Subscription
-from firstlight.broker._wishes import check_settle, policy_wish, selection_of
+from firstlight.broker._wishes import check_intervals, check_settle, policy_wish, selection_of
 from firstlight.errors import (
     ConfigurationError,
     DataError,
@@ -36,6 +36,7 @@ from firstlight.wire import (
     OpenProducer,
     Publish,
     Rejected,
+    Request,
     Settle,
     Settled,
     Stored,
@@ -54,6 +55,8 @@ _IN_PLACE_BYTES = 256 << 10
 _MAX_CREDIT = 1 << 20
 #: A producer asks once and waits; two questions can cross when it opens its channel again.
 _MAX_WANTS = 16
+#: Batches that a client has asked for and does not take.
+_MAX_REQUESTED = 100_000
 
 
 class _Room(NamedTuple):
@@ -276,12 +279,16 @@ class ConsumerChannel:
             stream, self, group=message.group, selection=self._selection, start=message.start, ids=message.ids,
             acknowledge=message.acknowledge, redeliver_after_s=message.redeliver_after_s,
             max_attempts=message.max_attempts, holding=message.holding, keeps=message.keeps,
+            on_request=message.on_request,
         )  # fmt: skip
         if self._credit:
             self._broker.credit(self._subscription, self._credit)
 
-    def handle(self, message: Settle | Credit) -> None:
-        """The client settles messages, or can take more."""
+    def handle(self, message: Settle | Credit | Request) -> None:
+        """The client settles messages, can take more, or asks for some."""
+        if isinstance(message, Request):
+            self._request(message)
+            return
         if isinstance(message, Credit):
             n = min(max(message.n, 0), _MAX_CREDIT)
             if self._subscription is None:
@@ -295,6 +302,21 @@ class ConsumerChannel:
             self._broker.settle(
                 self._subscription, message.acked, message.nacked, on_saved=lambda: self._settled(number)
             )
+
+    def _request(self, message: Request) -> None:
+        check_intervals(message.ids)
+        if not self._message.on_request:
+            raise RemoteProtocolError(
+                f"the client asked for messages on channel {self._number}, which takes no requests"
+            )
+        subscription = self._subscription
+        if subscription is not None and len(subscription.queue) > _MAX_REQUESTED:
+            raise RemoteProtocolError(
+                f"the client asked for more than {_MAX_REQUESTED} batches of {subscription.stream.id}, and takes none"
+            )
+        missing = message.ids if subscription is None else self._broker.request(subscription, message.ids)
+        for first, last in missing:
+            self._connection.send(Missing(self._number, first, last, "there is no such message"))
 
     def _settled(self, number: int) -> None:
         if not self._closed:

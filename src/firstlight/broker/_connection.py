@@ -45,6 +45,7 @@ from firstlight.wire import (
     Region,
     RegionGone,
     Release,
+    Request,
     Settle,
     Want,
     Welcome,
@@ -211,7 +212,7 @@ class Connection:
             case Publish():
                 if channel := self._producers.get(message.channel):
                     channel.publish(message, payload)
-            case Settle() | Credit():
+            case Settle() | Credit() | Request():
                 if consumer := self._consumers.get(message.channel):
                     consumer.handle(message)
             case Release():

@@ -64,6 +64,8 @@ class Subscription:
     ----------
     finite
         Ends when everything asked for was delivered, whether the stream goes on or not.
+    on_request
+        Gets what it asks for, and does not end.
     """
 
     stream: Stream
@@ -74,6 +76,7 @@ class Subscription:
     receiver: Receiver
     finite: bool
     read_back: Callable[[Stream, int, Subscription], None]
+    on_request: bool = False
     queue: deque[_Unit] = field(default_factory=deque)
     over: bool = False
     #: Read back for a unit of which something is still missing.
@@ -155,7 +158,13 @@ class Subscription:
 
     def check_end(self) -> None:
         """Tell the receiver once that nothing more will come."""
-        if self.over or self.queue or not self.group.drained or not self.stream.searched(self.selection):
+        if (
+            self.over
+            or self.on_request
+            or self.queue
+            or not self.group.drained
+            or not self.stream.searched(self.selection)
+        ):
             return
         if self.finite or self.stream.ended is not None:
             self.over = True

@@ -11,7 +11,7 @@ from firstlight.errors import ConfigurationError, RemoteProtocolError
 from firstlight.model import Policy, parse_query
 from firstlight.wire import OpenConsumer, OpenProducer, Settle
 
-__all__ = ["check_settle", "policy_wish", "selection_of"]
+__all__ = ["check_intervals", "check_settle", "policy_wish", "selection_of"]
 
 _MAX_ID = 2**63 - 1
 _MAX_NAME_BYTES = 1023
@@ -84,15 +84,16 @@ def check_settle(message: Settle) -> None:
     RemoteProtocolError
         If they are not: who sent them counts wrongly, and must not be believed anything else.
     """
-    _check_intervals(message.acked)
-    _check_intervals((first, last) for first, last, _ in message.nacked)
+    check_intervals(message.acked)
+    check_intervals((first, last) for first, last, _ in message.nacked)
     if not all(math.isfinite(delay_s) for _, _, delay_s in message.nacked):
         raise RemoteProtocolError(
             f"the client gave messages back on channel {message.channel} for a time that is no number"
         )
 
 
-def _check_intervals(intervals: Iterable[tuple[int, int]]) -> None:
+def check_intervals(intervals: Iterable[tuple[int, int]]) -> None:
+    """Intervals of ids have a first one and a last one; raises as `check_settle`."""
     for first, last in intervals:
         if not 1 <= first <= last <= _MAX_ID:
-            raise RemoteProtocolError(f"the client settled messages {first} to {last}, which cannot be")
+            raise RemoteProtocolError(f"the client spoke of messages {first} to {last}, which cannot be")

@@ -35,6 +35,7 @@ from firstlight.client._consuming import ConsumerCore
 from firstlight.client._ends import IN_PLACE_BYTES, ConsumerEnd, ProducerEnd
 from firstlight.client._inquiries import Inquiry
 from firstlight.client._producing import ProducerCore
+from firstlight.client._requesting import RequestCore, Requests
 from firstlight.client._session import Session
 from firstlight.errors import (
     ConnectionLostError,
@@ -552,6 +553,20 @@ class Client:
         ):
             with self._open_consumer(core, timeout) as found:
                 yield from found
+
+    def requests(
+        self, source: str, *, beamtime: str = DEFAULT_BEAMTIME, stream: str, datasets: bool = False
+    ) -> Requests:
+        """Ask for messages by their ids, again and again, ahead of the time when they are needed.
+
+        `get_many` is simpler where all ids are known at once. A stream that does not exist has no messages.
+        """
+        core = RequestCore(
+            self._session.new_number(), StreamId(beamtime, source, stream), self._session, datasets=datasets
+        )
+        with self._lock:
+            self._session.add(core)
+        return Requests(self, core)
 
     def last(self, source: str, *, beamtime: str = DEFAULT_BEAMTIME, stream: str, timeout: float = 5.0) -> Message:
         """The message with the largest id.

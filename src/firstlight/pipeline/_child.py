@@ -343,7 +343,7 @@ class _Work:
             return feed
         source, inputs = self._job.source, self._job.pipeline.inputs
         opened = patiently(source, lambda: source.open(inputs), self._stopping)
-        share = ShareFeed(stack.enter_context(opened), self._told)
+        share = ShareFeed(stack.enter_context(opened), inputs, self._told)
         stack.callback(share.close)
         return share
 

@@ -18,7 +18,7 @@ from firstlight.pipeline._align import Ready
 from firstlight.pipeline._forward import Reference, References
 from firstlight.pipeline._records import Record
 from firstlight.pipeline._sizes import Sizes, bytes_of
-from firstlight.pipeline._sources import AtHand, Coming, FetchesAhead, Found, OpenSource
+from firstlight.pipeline._sources import AtHand, FetchesAhead, Found, OpenSource, Requests
 from firstlight.pipeline._talk import Answer, GroupJob, HandOut, Stop
 
 __all__ = ["Feed", "GroupFeed", "ShareFeed", "Task"]
@@ -175,49 +175,44 @@ class GroupFeed:
 
 class Lot:
     """Events that were handed out together; their messages are asked for at once, and arrive while others are worked
-    on."""
+    on.
 
-    def __init__(self, opened: OpenSource, events: Sequence[Ready]) -> None:
+    Parameters
+    ----------
+    requests
+        By input; none where the source is read in place.
+    """
+
+    def __init__(self, opened: OpenSource, requests: Mapping[str, Requests], events: Sequence[Ready]) -> None:
         self.events = deque(events)
         self._opened = opened
-        self._coming: dict[str, Coming] = {}
-        self._found: dict[tuple[str, int], Found] = {}
-        if isinstance(opened, FetchesAhead):
-            ids: dict[str, set[int]] = {}
-            for event in events:
-                for name, number in event.ids.items():
-                    ids.setdefault(name, set()).add(number)
-            self._coming = {name: opened.coming(name, sorted(wanted)) for name, wanted in ids.items()}
+        self._requests = requests
+        self._asked: dict[str, set[int]] = {name: set() for name in requests}
+        for event in events if requests else ():
+            for name, number in event.ids.items():
+                self._asked[name].add(number)
+        wanted = [name for name, ids in self._asked.items() if ids]
+        for name in wanted:
+            requests[name].ask(self._asked[name], at_once=name == wanted[-1])
 
     def fetch(self, ids: Mapping[str, int]) -> dict[str, Found]:
         """The messages of an event; raises as `OpenSource.fetch` does."""
         found = {name: self._take(name, number) for name, number in ids.items()}
         absent = {name: ids[name] for name, message in found.items() if message is None}
-        if absent:  # taken by an earlier event of this lot, or gone: the source knows
+        if absent:  # the source says what is wrong
             return {**found, **self._opened.fetch(absent)}  # type: ignore[dict-item]
         return found  # type: ignore[return-value]
 
     def _take(self, name: str, number: int) -> Found | None:
-        known = self._found.pop((name, number), None)
-        if known is not None or name not in self._coming:
-            return known
-        message: Found
-        try:
-            for message in self._coming[name]:
-                if message.id == number:
-                    return message
-                self._found[name, message.id] = message
-                if message.id > number:
-                    return None
-        except (StreamTimeoutError, StreamNotFoundError):
-            pass  # asked for again one by one, which ends in an error that says what is wrong
-        del self._coming[name]
-        return None
+        if name not in self._requests:
+            return None
+        self._asked[name].discard(number)
+        return self._requests[name].take(number)
 
     def close(self) -> None:
-        """What is still to come is not wanted."""
-        for coming in self._coming.values():
-            coming.close()
+        """What was not taken is not wanted."""
+        for name, ids in self._asked.items():
+            self._requests[name].forget(ids)
 
 
 class ShareFeed:
@@ -229,12 +224,13 @@ class ShareFeed:
         What the run says.
     """
 
-    def __init__(self, opened: OpenSource, told: queue.SimpleQueue[Any]) -> None:
+    def __init__(self, opened: OpenSource, inputs: Sequence[str], told: queue.SimpleQueue[Any]) -> None:
         self.over = False
         self.aborted: str | None = None
         self._opened = opened
         self._at_hand = AtHand(opened, _MAX_HELD)
         self._told = told
+        self._requests = {name: opened.requests(name) for name in inputs} if isinstance(opened, FetchesAhead) else {}
         self._lots: deque[Lot] = deque()
 
     @property
@@ -263,7 +259,7 @@ class ShareFeed:
             except queue.Empty:
                 return
             if isinstance(said, HandOut):
-                self._lots.append(Lot(self._opened, said.events))
+                self._lots.append(Lot(self._opened, self._requests, said.events))
             elif isinstance(said, Stop):
                 return
 

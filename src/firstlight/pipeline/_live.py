@@ -23,7 +23,7 @@ from firstlight.errors import (
 )
 from firstlight.model import DEFAULT_BEAMTIME, StreamId
 from firstlight.pipeline._forward import Reference, References
-from firstlight.pipeline._sources import Arrival, Coming, Ended, Found, Source, Tell, Tidings
+from firstlight.pipeline._sources import Arrival, Ended, Found, Requests, Source, Tell, Tidings
 from firstlight.pipeline._threads import start
 
 __all__ = ["Live", "OpenLive", "patiently", "silence"]
@@ -233,12 +233,10 @@ class OpenLive:
         """The messages of an event, read in place where the service is on this machine."""
         return {name: self._get(name, number) for name, number in ids.items()}
 
-    def coming(self, name: str, ids: Sequence[int]) -> Coming:
-        """Ask for messages; see `FetchesAhead`."""
+    def requests(self, name: str) -> Requests:
+        """For messages that are needed soon; see `FetchesAhead`."""
         where = self._source
-        return self.client.consume(
-            name, beamtime=where.beamtime, stream=where.stream, datasets=where.datasets, ids=ids, prefetch=len(ids)
-        )
+        return self.client.requests(name, beamtime=where.beamtime, stream=where.stream, datasets=where.datasets)
 
     def _get(self, name: str, number: int) -> Found:
         where = self._source

@@ -42,7 +42,6 @@ __all__ = [
     "LOST",
     "Arrival",
     "AtHand",
-    "Coming",
     "Ended",
     "FetchesAhead",
     "Found",
@@ -50,6 +49,7 @@ __all__ = [
     "Keeps",
     "OpenSource",
     "Pushes",
+    "Requests",
     "Source",
     "Tell",
     "Tidings",
@@ -131,25 +131,25 @@ class Looks(Protocol):
         """A message of the input `name` for its metadata and times; its blob may be damaged. Raises as `fetch` does."""
 
 
-class Coming(Protocol):
-    """Messages that were asked for: an iterator, in order of ids, without those whose bytes are gone."""
+class Requests(Protocol):
+    """Messages of one input that are asked for before they are needed, many at once."""
 
-    def __iter__(self) -> Iterator[Any]:
-        """Itself."""
+    def ask(self, ids: Iterable[int], *, at_once: bool = True) -> None:
+        """Ask for messages; returns at once. Not `at_once`: something else is asked for right away, and takes this along."""
 
-    def __next__(self) -> Any:
-        """The next message; waits for it."""
+    def take(self, id: int, /) -> Found | None:
+        """One of them, as soon as it is here; None if its bytes are gone."""
 
-    def close(self) -> None:
-        """The rest is not wanted."""
+    def forget(self, ids: Iterable[int], /) -> None:
+        """These are not wanted any more."""
 
 
 @runtime_checkable
 class FetchesAhead(Protocol):
-    """An open source from which messages can be asked for before they are needed, many at once."""
+    """An open source from which messages can be asked for before they are needed."""
 
-    def coming(self, name: str, ids: Sequence[int], /) -> Coming:
-        """Ask for messages of the input `name`; returns at once."""
+    def requests(self, name: str, /) -> Requests:
+        """For messages of the input `name`, until the source is closed."""
 
 
 @runtime_checkable

@@ -57,6 +57,7 @@ __all__ = [
     "RegionGone",
     "Rejected",
     "Release",
+    "Request",
     "SetCursor",
     "SetMeta",
     "Settle",
@@ -159,6 +160,7 @@ class OpenConsumer(_Message, tag=15):
     """`group` None follows without a group. ``start`` is ``earliest``, ``latest`` or the id after which to begin.
 
     ``keeps``: a follower that acknowledges, so that policies which block or refuse keep for it what it has not done.
+    ``on_request``: nothing comes but what `Request` names, without credit, and it does not end.
     """
 
     channel: int
@@ -176,6 +178,7 @@ class OpenConsumer(_Message, tag=15):
     max_attempts: int = 0
     holding: _Intervals = ()
     keeps: bool = False
+    on_request: bool = False
 
 
 class Credit(_Message, tag=16):
@@ -192,6 +195,14 @@ class Settle(_Message, tag=17):
     number: int
     acked: _Intervals = ()
     nacked: Annotated[tuple[tuple[int, int, float], ...], _Short] = ()
+
+
+class Request(_Message, tag=22):
+    """Deliver these to a consumer that was opened `on_request`, also if it had them before; `Missing` are those that are
+    not there."""
+
+    channel: int
+    ids: _Intervals
 
 
 class Release(_Message, tag=18):
@@ -547,6 +558,7 @@ FromClient: TypeAlias = (
     | OpenConsumer
     | Credit
     | Settle
+    | Request
     | Release
     | Mapped
     | CloseChannel
