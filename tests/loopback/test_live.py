@@ -445,6 +445,49 @@ def test_a_client_that_takes_nothing_at_all_costs_the_others_nothing(stack: Exit
     assert get(going.server, "/api/v1/views/picture?format=npy").status_code == 200
 
 
+def test_closing_shows_how_the_run_ended_however_seldom_somebody_looks(stack: ExitStack) -> None:
+    going = begin(stack)
+    with live(going.server) as client:
+        say(client, subscribe="*", every_s=3600)
+        views_until_sent(client)
+        going.go(3)
+        going.run.stop()
+        going.gate.open.release()
+        until(lambda: going.run.over)
+        going.server.close()
+        last = {}
+        with pytest.raises(ConnectionClosed):
+            while True:
+                last |= views_until_sent(client)
+    assert last["n"] == Scalar(4)
+
+
+def test_who_follows_scans_sees_how_each_ended(stack: ExitStack) -> None:
+    class Scans:
+        """Two runs, the second of which begins at once and shows something at once."""
+
+        def __init__(self) -> None:
+            self.runs = [run(pipeline(), items(n), on=Inline()) for n in (5, 3)]
+            self.current = self.runs[0]
+            self.pipeline, self.parameters = self.current.pipeline, self.current.parameters
+
+        def stop(self) -> None: ...
+
+        def set_parameters(self, /, **values: Any) -> Any: ...
+
+    scans = Scans()
+    client = stack.enter_context(live(stack.enter_context(serve(scans))))
+    say(client, subscribe=["n"])
+    assert views_until_sent(client) == {}
+    scans.runs[0].result()
+    scans.runs[1].result()
+    scans.current = scans.runs[1]
+    seen = []
+    while len(seen) < 2:
+        seen += views_until_sent(client).values()
+    assert seen == [Scalar(5), Scalar(3)]
+
+
 def test_closing_tells_those_who_listen(stack: ExitStack) -> None:
     running = run(pipeline(), items(), on=Inline())
     running.result()

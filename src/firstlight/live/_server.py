@@ -81,7 +81,8 @@ class Server:
     ) -> None:  # fmt: skip
         self._listener = HttpListener(host, port, option="--view", what="views", websockets=True)
         self.url = self._listener.url
-        self._app = _app(shown, host, origins, parameters)
+        routes, self._sockets = _answered(shown, parameters)
+        self._app = _app(routes, host, origins)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._started = threading.Event()
@@ -104,11 +105,12 @@ class Server:
         self._started.set()
         try:
             await self._stop.wait()
+            await asyncio.gather(*(socket.finish() for socket in self._sockets))
         finally:
             await self._listener.stop()
 
     def close(self) -> None:
-        """Stop serving; whoever is connected is told."""
+        """Stop serving; whoever listens is shown what there is at the end, and told."""
         if self._loop is not None and self._stop is not None and not self._loop.is_closed():
             try:
                 self._loop.call_soon_threadsafe(self._stop.set)
@@ -125,28 +127,37 @@ class Server:
         self.close()
 
 
-def _app(
-    shown: Shown | Mapping[str, Shown], host: str, origins: Sequence[str], parameters: Tunable | None
-) -> Starlette:
+def _app(routes: list[BaseRoute], host: str, origins: Sequence[str]) -> Starlette:
     cors = Middleware(
         CORSMiddleware, allow_origins=list(origins), allow_origin_regex=LOOPBACK_ORIGINS,
         allow_methods=["GET", "HEAD"], allow_headers=["*"], expose_headers=["ETag"],
     )  # fmt: skip
     return Starlette(
-        routes=_stages(shown) if isinstance(shown, Mapping) else _alone(shown, parameters)[1],
+        routes=routes,
         middleware=[Middleware(Guard, host=host, origins=origins), cors],
         exception_handlers=error_handlers(),
     )
 
 
-def _stages(shown: Mapping[str, Shown]) -> list[BaseRoute]:
-    parts = {name: _alone(stage) for name, stage in shown.items()}
-    stages = Stages({name: answers for name, (answers, _) in parts.items()})
-    return stages.routes(lambda name: parts[name][1])
+def _answered(
+    shown: Shown | Mapping[str, Shown], parameters: Tunable | None
+) -> tuple[list[BaseRoute], list[LiveSocket]]:
+    if not isinstance(shown, Mapping):
+        part = _Part(shown, parameters)
+        return part.routes, [part.socket]
+    parts = {name: _Part(stage) for name, stage in shown.items()}
+    stages = Stages({name: part.answers for name, part in parts.items()})
+    return stages.routes(lambda name: parts[name].routes), [part.socket for part in parts.values()]
 
 
-def _alone(shown: Shown, parameters: Tunable | None = None) -> tuple[Answers, list[BaseRoute]]:
-    snapshots = Snapshots(shown)
-    answers = Answers(shown, snapshots, Parameters(parameters or OfWorker(shown, snapshots)))
-    socket = LiveSocket(snapshots, answers.run_now)
-    return answers, [*answers.routes(), WebSocketRoute("/api/v1/live", socket.serve)]
+class _Part:
+    """One pipeline, and what is answered about it."""
+
+    def __init__(self, shown: Shown, parameters: Tunable | None = None) -> None:
+        snapshots = Snapshots(shown)
+        self.answers = Answers(shown, snapshots, Parameters(parameters or OfWorker(shown, snapshots)))
+        self.socket = LiveSocket(snapshots, self.answers.run_now)
+
+    @property
+    def routes(self) -> list[BaseRoute]:
+        return [*self.answers.routes(), WebSocketRoute("/api/v1/live", self.socket.serve)]

@@ -94,6 +94,8 @@ class Snapshot:
         Of the run, before it was looked at: of one that is over, these views are the last.
     error
         Why there was nothing newer to be had from the run; empty if there was no trouble.
+    ended
+        How the run before ended.
     """
 
     version: int = 0
@@ -101,6 +103,7 @@ class Snapshot:
     views: Mapping[str, ViewNow] = field(default_factory=dict)
     state: str = "waiting"
     error: str = ""
+    ended: Snapshot | None = None
 
 
 class Snapshots:
@@ -132,11 +135,17 @@ class Snapshots:
         """How many runs there were."""
         return self._latest.run
 
-    def latest(self) -> Snapshot:
-        """What is shown now; waits while somebody else is looking, and takes what he found."""
+    def latest(self, *, anew: bool = False) -> Snapshot:
+        """What is shown now; waits while somebody else is looking, and takes what he found.
+
+        Parameters
+        ----------
+        anew
+            However short ago somebody has looked: it is the last time.
+        """
         with self._lock:
             began_s = self._clock()
-            if began_s >= self._next_s:
+            if anew or began_s >= self._next_s:
                 self._look()
                 took_s = self._clock() - began_s
                 # Views that take long to make hold up the run: whoever looks may cost it a tenth of its time.
@@ -145,34 +154,44 @@ class Snapshots:
             return self._latest
 
     def _look(self) -> None:
-        run, before = self.run, self._latest
-        number = before.run
+        run = self.run
         if run is not self._run:
-            self._run, self._seen_version, number = run, 0, number + 1
-        state = run.state if run is not None else before.state
-        if run is None or run.view_version == self._seen_version:
-            error = before.error if number == before.run else ""
-            self._latest = replace(before, run=number, state=state, error=error)
+            self._next_run(run)
+        if run is not None:
+            self._look_at(run)
+
+    def _next_run(self, run: Run | None) -> None:
+        ended = None
+        if self._run is not None:
+            self._look_at(self._run)  # once more: what came last is what people want to see
+            ended = replace(self._latest, ended=None)
+        self._run, self._seen_version = run, 0
+        self._latest = replace(self._latest, run=self._latest.run + 1, error="", ended=ended)
+
+    def _look_at(self, run: Run) -> None:
+        before, state = self._latest, run.state
+        if run.view_version == self._seen_version:
+            self._latest = replace(before, state=state)
             return
         # Read before the views: what changes in between is found the next time.
         self._seen_version = run.view_version
         try:
             views = run.views()
         except FirstlightError as error:
-            self._latest = replace(before, run=number, state=state, error=error.text)
+            self._latest = replace(before, state=state, error=error.text)
             return
-        self._latest = _changed(before, views, number, state)
+        self._latest = _changed(before, views, state)
 
 
-def _changed(before: Snapshot, views: Mapping[str, View], run: int, state: str) -> Snapshot:
+def _changed(before: Snapshot, views: Mapping[str, View], state: str) -> Snapshot:
     version = before.version
     found: dict[str, ViewNow] = {}
     for name, view in views.items():
         known = before.views.get(name)
-        if known is None or known.run != run or known.view != view:
+        if known is None or known.run != before.run or known.view != view:
             version += 1
-            known = ViewNow(name, view, version, run)
+            known = ViewNow(name, view, version, before.run)
         found[name] = known
     if list(found) != list(before.views) and version == before.version:
         version += 1  # one is gone
-    return Snapshot(version, run, found, state)
+    return replace(before, version=version, views=found, state=state, error="")

@@ -88,6 +88,28 @@ def test_the_next_run_shows_anew() -> None:
     assert min(now.version for now in second.views.values()) > first.version
 
 
+def test_how_a_run_ended_is_kept_when_the_next_begins_between_two_looks() -> None:
+    chain = Chain()
+    chain.current = run(pipeline(), items(2), on=Inline())
+    snapshots = Snapshots(chain, every_s=0.0)
+    assert snapshots.latest().ended is None
+    chain.current.result()
+    chain.current = run(pipeline(), items(5), on=Inline())
+    chain.current.result()
+    found = snapshots.latest()
+    assert (found.run, found.views["n"].view) == (2, Scalar(5))
+    assert found.ended is not None and found.ended.state == "finished"
+    assert (found.ended.run, found.ended.views["n"].view) == (1, Scalar(2))
+
+
+def test_who_asks_for_the_last_time_does_not_get_what_was() -> None:
+    running = run(pipeline(), items(2), on=Inline())
+    snapshots = Snapshots(running, every_s=1000.0)
+    assert snapshots.latest().views == {}
+    running.result()
+    assert snapshots.latest().views == {} and snapshots.latest(anew=True).views["n"].view == Scalar(2)
+
+
 class Breaks(Shows):
     def snapshot(self) -> dict[str, View]:
         raise RuntimeError("no ink")
