@@ -1,11 +1,17 @@
-"""The blocking client: one thread for the socket, any number for the user."""
+"""The blocking client: one thread for the socket, any number for the user.
+
+On shared memory a thread of the user that waits reads the socket itself, so that nobody has to be woken first; the
+client's thread looks after the socket when nobody waits, and always where frames come through it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import select
+import signal
 import socket
 import threading
 import time
@@ -54,8 +60,19 @@ __all__ = ["Client", "Consumer", "Producer"]
 logger = logging.getLogger(__name__)
 
 _READS_A_TURN = 16
+#: Who has read the socket and found what they waited for most often comes back soon. Descriptors can lie there so long.
+_UNATTENDED_S = 0.1
+#: For so long after somebody did that it is expected to happen again.
+_LED_S = 1.0
 
 T = TypeVar("T")
+
+
+def _undisturbed() -> bool:
+    """Ctrl-C does not strike here: it would lose what was received half, and with it the connection."""
+    return (
+        threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    )
 
 
 class Client:
@@ -112,6 +129,12 @@ class Client:
         self._send_lock = threading.Lock()
         self._wake_receive, self._wake_send = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._awake_until = 0.0
+        #: Somebody reads the socket now; a thread of the user may; the client's thread would notice what comes.
+        self._reading = self._may_lead = self._attends = False
+        #: When a thread of the user has stopped to read, and what is wrong with the connection, if it found that out.
+        self._led_until = 0.0
+        self._broken: Exception | None = None
+        self._leader = select.poll()
         self._want_write = False
         self._closing = False
         self._closed = False
@@ -195,21 +218,48 @@ class Client:
         poll = select.poll()
         poll.register(self._wake_receive, select.POLLIN)
         poll.register(self._sock, select.POLLIN)
-        writing = False
+        looks_for = select.POLLIN
+        self._let_lead()
         while not self._closing:
-            if self._want_write != writing:
-                writing = self._want_write
-                poll.modify(self._sock, select.POLLIN | (select.POLLOUT if writing else 0))
-            ready = dict(poll.poll(self._sleep_ms()))
+            pause_ms = self._sleep_ms()
+            wanted = (select.POLLIN if self._attends else 0) | (select.POLLOUT if self._want_write else 0)
+            if wanted != looks_for:
+                looks_for = wanted
+                # Looking for nothing would still be told of the end, again and again.
+                poll.register(self._sock, wanted) if wanted else poll.unregister(self._sock)
+            ready = dict(poll.poll(pause_ms))
             self._awake_until = 0.0  # awake: it looks at the deadlines again before it sleeps
             if self._wake_receive in ready:
                 os.read(self._wake_receive, 4096)
+            if self._broken is not None:
+                raise self._broken
             state = ready.get(self._sock.fileno(), 0)
             if state & ~select.POLLOUT:
-                self._receive()
+                self._receive_unless_led()
             with self._lock:
                 self._session.tick(time.monotonic())
             self._flush(may_wait=bool(state & select.POLLOUT))
+
+    def _let_lead(self) -> None:
+        """There is a new connection: those who wait may read it, if nothing large comes through it."""
+        self._leader = select.poll()
+        self._leader.register(self._sock, select.POLLIN)
+        with self._lock:
+            self._broken = None
+            self._may_lead = self.path == "shared memory"
+
+    def _receive_unless_led(self) -> None:
+        with self._lock:
+            if self._reading:
+                return
+            self._reading = True
+        try:
+            self._receive()
+        except Exception:
+            self._may_lead = False  # before anybody else begins to read
+            raise
+        finally:
+            self._reading = False
 
     @property
     def _idle_s(self) -> float:
@@ -219,9 +269,16 @@ class Client:
     def _sleep_ms(self) -> float:
         with self._lock:
             deadline = self._session.deadline()
+            now = time.monotonic()
             # Leases go back with whatever is sent next, or soon.
-            pause = self._idle_s if deadline is None else max(deadline - time.monotonic(), 0.0)
-            self._awake_until = time.monotonic() + pause
+            pause = self._idle_s if deadline is None else max(deadline - now, 0.0)
+            unattended = self._led_until + _UNATTENDED_S - now if not self._bells else 0.0
+            self._attends = not self._reading and unattended <= 0
+            if self._reading and now < self._led_until + _LED_S:
+                pause = min(pause, _UNATTENDED_S)  # who reads need not wake this thread when they stop to
+            elif not self._attends and not self._reading:
+                pause = min(pause, unattended)
+            self._awake_until = now + pause
         return pause * 1000
 
     def _receive(self) -> None:
@@ -315,24 +372,71 @@ class Client:
 
     def _wait(self, ready: Callable[[], Any], timeout: float | None) -> bool:
         """Wait (with the lock held) until `ready`; False if it took too long."""
+        if ready():
+            return True
         deadline = None if timeout is None else time.monotonic() + timeout
-        while not ready():
-            self._check()
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                return False
-            bell = threading.Lock()
-            bell.acquire()
-            waiting = (bell, ready)
-            self._bells.append(waiting)
-            self._lock.release()
-            try:
-                bell.acquire(timeout=-1 if left is None else left)
-            finally:
-                self._lock.acquire()
-                if waiting in self._bells:  # nobody rang
-                    self._bells.remove(waiting)
+        try:
+            while not ready():
+                self._check()
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    return False
+                if self._may_lead and not self._reading and _undisturbed():
+                    self._lead(left)
+                else:
+                    self._wait_for_bell(ready, left)
+        finally:
+            self._hand_on()
         return True
+
+    def _wait_for_bell(self, ready: Callable[[], Any], left: float | None) -> None:
+        bell = threading.Lock()
+        bell.acquire()
+        waiting = (bell, ready)
+        self._bells.append(waiting)
+        self._lock.release()
+        try:
+            bell.acquire(timeout=-1 if left is None else left)
+        finally:
+            self._lock.acquire()
+            if waiting in self._bells:  # nobody rang
+                self._bells.remove(waiting)
+
+    def _lead(self, left: float | None) -> None:
+        """Read what comes next, here, for everybody; with the lock held, but not while it reads."""
+        self._reading = True
+        self._lock.release()
+        try:
+            if self._leader.poll(None if left is None else left * 1000):
+                self._receive()
+            with self._lock:
+                self._session.tick(time.monotonic())
+            if self._session.outbox:
+                self._flush()
+        except Exception as error:  # noqa: BLE001 - the client's thread does with it what it does with its own
+            self._broken = error
+            self._wake()
+        finally:
+            self._lock.acquire()
+            self._reading = False
+            self._may_lead = self._may_lead and self._broken is None
+
+    def _hand_on(self) -> None:
+        """Somebody waits no longer, with the lock held: who else waits reads now, or after a while the client's thread."""
+        if self._reading or self._attends or not self._may_lead:
+            return
+        if self._bells:
+            self._bells.pop(0)[0].release()
+            return
+        self._led_until = time.monotonic()
+        self._wake_by(self._led_until + _UNATTENDED_S)
+
+    def _attend(self) -> None:
+        """Something has to be read though nobody waits for it."""
+        with self._lock:
+            if not self._attends and not self._reading:
+                self._led_until = 0.0
+                self._wake_by(0.0)
 
     def _due(self) -> list[threading.Lock]:
         """The bells of those who have what they wait for, to be rung; with the lock held."""
@@ -345,6 +449,9 @@ class Client:
         """Wake everybody who waits, because the connection is over."""
         with self._lock:
             bells, self._bells = self._bells, []
+            if self._reading:
+                with contextlib.suppress(OSError):  # it is over already
+                    self._sock.shutdown(socket.SHUT_RDWR)
         for bell, _ in bells:
             bell.release()
 
@@ -373,10 +480,14 @@ class Client:
         """There is a deadline that the client's thread may not know of."""
         with self._lock:
             deadline = self._session.deadline()
-            if deadline is None or deadline >= self._awake_until:
-                return
-            self._awake_until = deadline
-        self._wake()
+            if deadline is not None:
+                self._wake_by(deadline)
+
+    def _wake_by(self, when: float) -> None:
+        """The client's thread shall not sleep longer than until then; with the lock held."""
+        if when < self._awake_until:
+            self._awake_until = when
+            self._wake()
 
     def _settle(self, core: ConsumerCore, message_id: int, nack_delay_s: float | None) -> None:
         with self._lock:
@@ -764,6 +875,8 @@ class Producer(ProducerEnd):
             client._flush()
         if opened:
             client._nudge()
+        if self._core.blocked:
+            client._attend()  # the room that it waits for
 
     def loan(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """An array to fill and `send`: in shared memory, so that nothing is copied, where the service is on this machine.

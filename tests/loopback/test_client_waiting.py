@@ -1,0 +1,107 @@
+"""Threads that wait in one blocking client: on shared memory whoever waits reads for all, wherever frames travel nobody does."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from firstlight.client import Client
+from firstlight.errors import ConnectionLostError
+from firstlight.testing import ThreadService
+
+WITHIN_S = 20.0
+
+
+@pytest.fixture
+def threads() -> Any:
+    with ThreadPoolExecutor() as pool:
+        yield pool
+
+
+def waits(client: Client, name: str, begun: threading.Semaphore) -> Callable[[], int]:
+    """Waits for one message."""
+    reader = client.consume(name, stream="s", timeout=None)
+
+    def wait() -> int:
+        begun.release()
+        with reader:
+            found: int = reader.receive(WITHIN_S).id
+        return found
+
+    return wait
+
+
+def test_each_gets_what_is_its_own_whoever_reads(
+    client: Client, service: ThreadService, threads: ThreadPoolExecutor
+) -> None:
+    names = [f"det{n}" for n in range(4)]
+    begun = threading.Semaphore(0)
+    with Client(service.url, shared_memory=False) as other:
+        for turn in range(20):
+            found = {name: threads.submit(waits(client, name, begun)) for name in names}
+            for _ in names:
+                assert begun.acquire(timeout=WITHIN_S)
+            # Each that leaves has to leave the reading to those that wait on.
+            for name in names[turn % 4 :] + names[: turn % 4]:
+                with other.produce(name, stream="s", finish=False) as out:
+                    out.send(b"x")
+                assert found[name].result(WITHIN_S) == 1
+            for name in names:
+                other.delete(name, stream="s")
+
+
+def test_what_comes_while_nobody_waits_is_read_as_well(client: Client, threads: ThreadPoolExecutor) -> None:
+    def act() -> None:
+        with client.produce("det", stream="s", finish=False) as out:
+            out.send(b"x")
+            out.flush()  # this thread reads
+            out.send(b"y")  # whose receipt nobody waits for
+            assert _becomes_true(lambda: out.n_acknowledged == 2)
+
+    threads.submit(act).result(WITHIN_S)
+
+
+def _becomes_true(what: Callable[[], bool]) -> bool:
+    done = threading.Event()
+    for _ in range(200):
+        if what():
+            return True
+        done.wait(0.05)
+    return False
+
+
+def test_who_waits_hears_that_the_client_is_closed(service: ThreadService, threads: ThreadPoolExecutor) -> None:
+    for shared in (True, False):
+        begun = threading.Semaphore(0)
+        with Client(service.url, shared_memory=shared) as client:
+            waiting: list[Future[int]] = [threads.submit(waits(client, f"none{n}", begun)) for n in range(3)]
+            for _ in waiting:
+                assert begun.acquire(timeout=WITHIN_S)
+        for one in waiting:
+            with pytest.raises(ConnectionLostError, match="this client is closed"):
+                one.result(WITHIN_S / 2)  # sooner than what it waits for
+
+
+def test_who_reads_when_the_service_goes_waits_on_when_it_is_back(
+    service: ThreadService, threads: ThreadPoolExecutor
+) -> None:
+    heard: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def read(client: Client) -> None:
+        for message in client.consume("det", stream="s", timeout=None, ack="none"):
+            heard.put(message.id)
+
+    with Client(service.url) as client, Client(service.url, shared_memory=False) as other:
+        reading = threads.submit(read, client)
+        with other.produce("det", stream="s") as out:
+            for number in range(1, 4):
+                out.send(b"x")
+                out.flush()
+                assert heard.get(timeout=WITHIN_S) == number
+                service.restart()
+        reading.result(WITHIN_S)
