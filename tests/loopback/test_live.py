@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import socket
 import threading
 import time
@@ -553,22 +554,24 @@ def test_stages_are_each_as_if_alone_and_one_tree(stack: ExitStack) -> None:
     going = begin(stack)
     other = run(pipeline(), items(), on=Inline())
     other.result()
-    server = stack.enter_context(serve({"steps": going.run, "shows & more": other}))
+    server = stack.enter_context(serve({"steps": going.run, "shows </script>": other}))
     going.go(2)
     listed = get(server, "/api/v1/stages").json()
     assert [(stage["name"], stage["state"], stage["events"]) for stage in listed] == [
-        ("steps", "running", 2), ("shows & more", "finished", 3),
+        ("steps", "running", 2), ("shows </script>", "finished", 3),
     ]  # fmt: skip
     steps, shows = (stage["url"] for stage in listed)
     assert get(server, f"{steps}api/v1/run").json()["pipeline"] == "steps"
     assert get(server, f"{shows}api/v1/views/picture").json()["name"] == "picture"
     page = get(server, "/", headers={"accept": "text/html"})
-    assert f'<a href="{shows[1:]}">shows &amp; more</a>' in page.text
+    (told,) = re.findall(r'<script id="stages" type="application/json">(.*?)</script>', page.text)
+    assert json.loads(told) == [{"name": "steps", "place": steps[1:]}, {"name": "shows </script>", "place": shows[1:]}]
+    assert "default-src" in page.headers["content-security-policy"]
     assert "default-src" in get(server, shows, headers={"accept": "text/html"}).headers["content-security-policy"]
     paths = get(server, "/h5grove/paths").json()
-    assert {"/steps/views/n/value", "/shows & more/views/picture/values"} <= set(paths)
+    assert {"/steps/views/n/value", "/shows </script>/views/picture/values"} <= set(paths)
     assert get(server, f"{shows}h5grove/meta/", params={"path": "/views/picture"}).status_code == 200
-    assert get(server, "/health").json() == {"stages": {"steps": "running", "shows & more": "finished"}}
+    assert get(server, "/health").json() == {"stages": {"steps": "running", "shows </script>": "finished"}}
     with connect(server.url.replace("http", "ws") + f"{steps}api/v1/live", max_size=None) as client:
         say(client, subscribe="*")
         assert set(views_until_sent(client)) == {"n", "trend", "still"}

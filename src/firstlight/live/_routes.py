@@ -25,7 +25,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.resources import files
 from typing import Any
 
 import msgspec
@@ -33,13 +32,14 @@ import numpy as np
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
 
 from firstlight.errors import ConfigurationError, DataError, FirstlightError, PipelineError
 from firstlight.hdf5tree import ArrayResponse, Group, array_response, grove_routes, hsds_routes, json_response
 from firstlight.live._facts import metrics_text, run_facts
 from firstlight.live._frames import json_facts, main_array
+from firstlight.live._page import Page
 from firstlight.live._parameters import Parameters
 from firstlight.live._snapshots import Follows, Shown, Snapshots, ViewNow
 from firstlight.live._tree import tree_of
@@ -77,7 +77,7 @@ class Answers:
         self._parameters = parameters
         # Versions begin again with each server, and must not be taken for those of the one before.
         self._boot = secrets.token_hex(4)
-        self._page = files("firstlight.live").joinpath("page.html").read_text(encoding="utf-8")
+        self._page = Page()
 
     def routes(self) -> list[BaseRoute]:
         """All of them but the websocket."""
@@ -114,10 +114,7 @@ class Answers:
         if not asks_for_page(request):
             answer: Response = self._root(request)
             return answer
-        # Everything comes from here, and nothing may be put into frames of others.
-        policy = "default-src 'none'; connect-src 'self'; img-src 'self' data:; style-src 'unsafe-inline'; "
-        policy += "script-src 'unsafe-inline'; frame-ancestors 'self'; base-uri 'none'"
-        return HTMLResponse(self._page, headers={"content-security-policy": policy})
+        return self._page.response()
 
     def health(self, request: Request) -> Response:
         run = self._snapshots.run

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from html import escape
 from typing import Any
 from urllib.parse import quote
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
 
 from firstlight.hdf5tree import Group, grove_routes, hsds_routes, json_response
+from firstlight.live._page import Page
 from firstlight.live._routes import Answers, asks_for_page
 
 __all__ = ["Stages"]
-
-_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="5">
-<title>firstlight</title><style>:root {{ color-scheme: light dark; }} body {{ font: 16px/1.6 system-ui, sans-serif;
-margin: 2em; }} td {{ padding-right: 2em; }}</style></head><body><table>{rows}</table></body></html>"""
-_ROW = '<tr><td><a href="{place}/">{name}</a></td><td>{state}</td><td>{events} events</td></tr>'
 
 
 class Stages:
@@ -35,6 +30,7 @@ class Stages:
 
     def __init__(self, stages: Mapping[str, Answers]) -> None:
         self._stages = dict(stages)
+        self._page = Page({name: f"stages/{quote(name)}/" for name in stages})
 
     def routes(self, of_stage: Callable[[str], list[BaseRoute]]) -> list[BaseRoute]:
         """All of them; `of_stage` gives those of one."""
@@ -59,18 +55,11 @@ class Stages:
             yield Group(trees, {"NX_class": "NXroot", "default": first, "creator": "firstlight"})
 
     def root(self, request: Request) -> Response:
-        """A page for browsers, and the root of the tree for others."""
+        """A page of all stages for browsers, and the root of the tree for others."""
         if not asks_for_page(request):
             answer: Response = self._root(request)
             return answer
-        rows = "".join(
-            _ROW.format(place=f"stages/{quote(name)}", name=escape(name), state=facts["state"], events=facts["events"])
-            for name, facts in self._facts().items()
-        )
-        return HTMLResponse(
-            _PAGE.format(rows=rows),
-            headers={"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"},
-        )
+        return self._page.response()
 
     def health(self, request: Request) -> Response:
         """Of all of them."""
