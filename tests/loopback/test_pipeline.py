@@ -162,7 +162,16 @@ def test_results_of_one_pipeline_are_the_input_of_another(service: Any) -> None:
 
 
 def test_latency_is_counted_live(service: Any) -> None:
-    running = run(mean(), send(service.url, ContractData.of(range(1, 6))), on=Processes(1))
+    stream = next(_NAMES)
+    with Client(service.url) as client, client.produce("eiger", stream=stream, linger=0.0) as out:
+        out.send(frame(1), id=1, meta={"shutter": "open"})
+        until(lambda: client.info("eiger", stream=stream).n_messages)
+        # What was stored before somebody ran would tell how old it is.
+        running = run(mean(), Live(service.url, stream=stream, timeout=_WITHIN_S), on=Processes(1))
+        until(lambda: running.stats.results)
+        assert running.stats.latency_s.count == 0 and running.stats.facts()["latency_p50_s"] is None
+        for index in range(2, 7):
+            out.send(frame(index), id=index, meta={"shutter": "open"})
     running.result(_WITHIN_S)
     latency = running.stats.latency_s
     assert latency.count == 5 and 0 < latency.quantile(0.5) < _WITHIN_S

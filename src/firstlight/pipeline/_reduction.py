@@ -79,6 +79,7 @@ class Reduction:
         self._counts = Counts()
         self.recent = Recent(pipeline)
         self._started = time.monotonic()
+        self._began_ns = time.time_ns()
         self._ended: float | None = None
         self._latency = Histogram()
         self._for_everyone: set[int] = set()
@@ -158,7 +159,8 @@ class Reduction:
         self._note_latency(record)
 
     def _note_latency(self, record: Record) -> None:
-        if self._live and record.event_ns:
+        # What was stored before we began says how old it is, not how long we take.
+        if self._live and record.event_ns >= self._began_ns:
             self._latency.record(max((time.time_ns() - record.event_ns) * 1e-9, 0.0))
 
     def _count(self, record: Record) -> None:

@@ -76,7 +76,8 @@ class Stats:
     available
         Events of which something has come so far.
     latency_s
-        From the service having the last message of an event until its result was reduced, in seconds, live only.
+        From the service having the last message of an event until its result was reduced, in seconds; live only, and only of
+        events that came after the run began.
     elapsed_s
         Since the run began.
     last_errors
