@@ -375,6 +375,8 @@ def test_messages_that_were_evicted_are_lost_by_number(service: Any) -> None:
         missing = {i for first, last in running.stats.missing["eiger"] for i in range(first, last + 1)}
         lost = {i for first, last in running.stats.lost for i in range(first, last + 1)}
         assert missing | lost == set(range(1, 31)) - set(kept)
+        evicted = running.stats.evicted.get("eiger", 0)
+        assert len(lost) + evicted == 30 - len(kept) and running.stats.lacks_some
 
 
 def test_a_reducer_may_be_made_by_anything_because_it_stays_here(service: Any) -> None:

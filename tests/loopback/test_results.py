@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import msgspec
 import pytest
 
 from firstlight.client import Client
 from firstlight.errors import PipelineError
-from firstlight.model import Keep, Policy
-from firstlight.pipeline import Combine, Live, Pipeline, Processes, run
+from firstlight.model import DEFAULT_BEAMTIME, Keep, Policy, StreamId
+from firstlight.pipeline import (
+    Assign,
+    Combine,
+    Executor,
+    Inline,
+    Items,
+    Live,
+    Pipeline,
+    Processes,
+    from_message,
+    run,
+)
 from firstlight.pipeline import _results as results_module
+from firstlight.pipeline._outlets import RecordWriter
+from firstlight.pipeline._records import Record, to_wire
+from firstlight.pipeline._sources import Ended, OpenItems, Tidings
 from firstlight.testing._pipeline_contract import Collect
 from loopback.checkpoint_pipelines import Sum, Value, summing, value
 
@@ -156,3 +171,58 @@ def test_results_that_were_evicted_are_an_error_and_no_partial_answer(service: A
     again = run(Pipeline("large", inputs=["eiger"], worker=large, reducer=Collect), live(service.url), on=Processes(1))
     with pytest.raises(PipelineError, match=r"results of pipeline 'large' were gone before they were reduced"):
         again.result(_WITHIN_S)
+
+
+# -- records of the run itself, and of workers ------------------------------------------------------------------------
+
+
+def no_shutter(event: Any) -> str:
+    """Cannot tell who shall work on an event."""
+    raise KeyError("no such shutter")
+
+
+@pytest.mark.parametrize("on_error", ["skip", "stop"])
+def test_nobody_is_asked_again_who_works_on_what_is_done(service: Any, on_error: Literal["skip", "stop"]) -> None:
+    send(service.url, 5, finish=False)
+    first = run(pipeline(assign=Assign(key=lambda event: event.index)), live(service.url), on=Processes(1))
+    while first.stats.results < 5:
+        assert not first.join(0.01)
+    first.stop()
+    assert first.join(_WITHIN_S)
+    send(service.url, 0)
+    again = run(pipeline(assign=Assign(key=no_shutter), on_error=on_error), live(service.url), on=Processes(1))
+    assert again.result(_WITHIN_S).n == 5 and again.state == "finished"
+
+
+def test_of_records_of_one_event_the_first_stands_and_the_others_are_written(service: Any) -> None:
+    with Client(service.url) as client:
+        writer = RecordWriter(client, StreamId(DEFAULT_BEAMTIME, "p.results", "scan"), combined=False)
+        writer.write([to_wire(Record(index, "result", index), "msgpack") for index in (2, 3, 5)])
+        writer.write([to_wire(Record(index, "result", 100 + index), "msgpack") for index in range(1, 7)])
+        writer.finish()
+        writer.close()
+        found = [from_message(message, "msgpack") for message in client.consume("p.results", stream="scan")]
+    assert {record.index: record.value for record in found} == {1: 101, 2: 2, 3: 3, 4: 104, 5: 5, 6: 106}
+
+
+# -- inputs -----------------------------------------------------------------------------------------------------------
+
+
+class OpenEmptied(OpenItems):
+    def tidings(self) -> Iterator[Tidings]:
+        yield Ended("eiger", None, 7)
+
+
+class Emptied(Items):
+    """Everything in it was evicted, and nobody else has any of these events."""
+
+    def open(self, inputs: Any) -> OpenEmptied:
+        return OpenEmptied(inputs, self._items, self._arrival, {})
+
+
+@pytest.mark.parametrize("on", [Inline(), Processes(1)], ids=["inline", "processes"])
+def test_an_input_of_which_everything_was_evicted_is_no_empty_one(on: Executor) -> None:
+    running = run(pipeline(), Emptied({"eiger": []}), on=on)
+    assert running.result(_WITHIN_S).n == 0
+    assert running.stats.evicted == {"eiger": 7} and running.stats.lacks_some
+    assert running.stats.facts()["evicted"] == {"eiger": 7}

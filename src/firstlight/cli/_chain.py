@@ -209,5 +209,5 @@ def _leave(running: ChainRun) -> None:
         raise error
     if running.state == "stopped":
         raise typer.Exit(130)
-    if any(stats.parked or stats.lost for stats in running.stats.values()):
+    if any(stats.lacks_some for stats in running.stats.values()):
         raise typer.Exit(1)

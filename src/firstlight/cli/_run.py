@@ -377,6 +377,8 @@ def _note_outcomes(stats: Stats) -> None:
     for what, of in (("late", "events"), ("again", "events"), ("unmatched", "messages")):
         for name, ids in getattr(stats, what).items():
             note(f"{what}: {name}, {of} {_ids(ids)}")
+    for name, n in stats.evicted.items():
+        note(f"{n} messages of {name} were gone before they could be read")
 
 
 def _ids(ids: Any) -> str:
@@ -392,7 +394,7 @@ def fail(running: Run) -> None:
         raise error
     if running.state == "stopped":
         raise typer.Exit(130)
-    if running.stats.parked or running.stats.lost:
+    if running.stats.lacks_some:
         raise typer.Exit(1)
 
 

@@ -118,7 +118,7 @@ def tell_scan(scan: Run, *, as_json: bool, stage: str | None = None) -> bool:
     for shown in stats.last_errors:
         if shown.index is None:  # what events had is in their numbers, and `note_replay` says where to look
             note(f"{name}: {shown.error.text}")
-    return scan.error is not None or bool(stats.parked) or bool(stats.lost)
+    return scan.error is not None or stats.lacks_some
 
 
 def _views_of(scan: Run) -> Mapping[str, View]:

@@ -26,6 +26,7 @@ def stats_line(name: str, stats: Stats) -> str:
         ("errors", stats.errors),
         ("parked", len(stats.parked)),
         ("lost", len(stats.lost)),
+        ("evicted", sum(stats.evicted.values())),
         ("partial", len(stats.partial)),
         ("dropped", len(stats.dropped)),
         ("incomplete", len(stats.incomplete)),

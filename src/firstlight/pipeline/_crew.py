@@ -28,6 +28,7 @@ from firstlight.pipeline._step import divided
 from firstlight.pipeline._talk import HandOut
 from firstlight.pipeline._threads import start
 from firstlight.pipeline._wanted import Wanted
+from firstlight.wire import StreamInfo
 
 __all__ = ["Crew", "GroupCrew", "ShareCrew"]
 
@@ -158,15 +159,15 @@ class GroupCrew:
             self._known, self._heard_s = info.n_messages, now
         self._check_silence(now, exists=True)
         if info.finished and self._reduction.n_held:
-            self._tell_gaps(info.n_messages)
+            self._tell_gaps(info)
 
-    def _tell_gaps(self, n_messages: int) -> None:
+    def _tell_gaps(self, info: StreamInfo) -> None:
         """The stream is finished, so ids that it does not have are gaps: a reducer that wants order need not wait for them."""
         known = Ranges((index, index) for index in self._client.unacknowledged(self._name, self._group, **self._where))
-        for first, last in self._reduction.seen:
+        for first, last in self._reduction.seen_of([(1, info.last_id)]):
             known.add(first, last)
         # Some may be acknowledged, and their results not read yet; then this is asked again.
-        if len(known) == n_messages:
+        if len(known) == info.n_messages:
             self._reduction.all_formed(known)
 
     def _check_silence(self, now: float, *, exists: bool) -> None:
@@ -179,7 +180,7 @@ class GroupCrew:
             self._reduction.take(Record(index, "lost"))
         info = self._client.info(self._name, **self._where)
         self._reduction.offered(info.n_messages)
-        seen = self._reduction.seen
+        seen = self._reduction.seen_of([(1, info.last_id)])
         self._reduction.missed({self._name: Ranges(seen.missing_within(1, info.last_id))})
 
 
@@ -318,7 +319,7 @@ class ShareCrew:
 
     def died(self, worker: int) -> None:
         for number in self._dispatch.lose_worker(worker):
-            if number in self._reduction.seen:  # stored, though the worker could not say so
+            if self._reduction.has_seen(number):  # stored, though the worker could not say so
                 self._dispatch.give_up(number)
 
     def give_up(self, index: int) -> bool:
@@ -362,6 +363,7 @@ class ShareCrew:
     def _note(self, told: _Seen | Ended) -> None:
         if isinstance(told, Ended):
             self._open.discard(told.name)
+            self._reduction.evicted(told.name, told.n_lost)
             if told.aborted is not None:
                 self.aborted = told
             actions = self._aligner.ended(told.name)
@@ -379,6 +381,9 @@ class ShareCrew:
         if not isinstance(action, Ready):
             self._reduction.formed(action)
             return
+        if not action.everyone and self._reduction.is_done(action.index):
+            self._reduction.formed(action, [])  # by the run that this one continues: nobody is asked who gets it
+            return
         calls = divided(self._pipeline, self._sharing, action)
         if isinstance(calls, Record):
             self._reduction.formed(action, [action])
@@ -390,8 +395,8 @@ class ShareCrew:
 
     def _offer(self, part: Ready, share: Share) -> None:
         number = number_of(part.index, part.share, self._width)
-        # A run that continues another one skips what that has done; its workers are new, and need what is for all.
-        if number in self._reduction.seen and not share.everyone:
+        # Of an event with several shares some may be done; workers of this run are new, and need what is for all.
+        if self._width > 1 and not share.everyone and self._reduction.has_seen(number):
             return
         if self._dispatch.takers(share):
             self._dispatch.offer(part, share, n_bytes=self._sizes.of(part.ids))

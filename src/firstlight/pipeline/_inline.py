@@ -208,6 +208,7 @@ class InlineRun(Run):
         if told is None:
             return []
         if isinstance(told, Ended):
+            self._reduction.evicted(told.name, told.n_lost)
             if told.aborted is not None:
                 self._aborted = told
             return aligner.ended(told.name)

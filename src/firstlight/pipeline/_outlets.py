@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from firstlight.client import Client, Producer
 from firstlight.errors import DuplicateIdError
@@ -13,7 +13,7 @@ from firstlight.pipeline._keeping import Keeper
 from firstlight.pipeline._records import NUMBER, WireRecord
 from firstlight.pipeline._talk import FromWorker, Reported
 
-__all__ = ["CombinedOutlet", "Outlet", "PipeOutlet", "StreamOutlet"]
+__all__ = ["CombinedOutlet", "Outlet", "PipeOutlet", "RecordWriter", "StreamOutlet"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +39,80 @@ class PipeOutlet:
         self._say(Reported(list(records)))
 
 
+class RecordWriter:
+    """Writes records into a results stream, which stays open for others.
+
+    The service keeps one message of each id, so an event that was worked on twice has one record: the first stands.
+
+    Parameters
+    ----------
+    combined
+        Some records stand for many events, so the service gives the ids.
+    header
+        Of a stream that begins.
+    """
+
+    def __init__(
+        self, client: Client, results: StreamId, *, combined: bool, header: Mapping[str, Any] | None = None
+    ) -> None:
+        self._client = client
+        self._results = results
+        self._combined = combined
+        self._producer = self._open(header)
+
+    def _open(self, header: Mapping[str, Any] | None = None) -> Producer:
+        # As safe as the policy of results makes it: the event is forgotten on the strength of it.
+        return self._client.produce(
+            self._results.source,
+            beamtime=self._results.beamtime,
+            stream=self._results.stream,
+            header=header,
+            ack=None,
+            linger=_LINGER_S,
+            finish=False,
+        )
+
+    def write(self, records: Sequence[WireRecord]) -> None:
+        """Send them, and wait until they are stored."""
+        try:
+            self._send(records)
+        except DuplicateIdError:
+            self._send_absent(records)
+
+    def _send(self, records: Sequence[WireRecord]) -> None:
+        for number, data, meta in records:
+            if self._combined:
+                self._producer.send(data, meta={**meta, NUMBER: number})
+            else:
+                self._producer.send(data, id=number, meta=meta)
+        self._producer.flush()
+
+    def _send_absent(self, records: Sequence[WireRecord]) -> None:
+        """Whoever answers differently the second time: the first answers stand, the rest is sent one by one."""
+        # The refused batch held others as well, and which batches those were in is not known here.
+        self._producer.close()
+        self._producer = self._open()
+        for record in records:
+            try:
+                self._send([record])
+            except DuplicateIdError:
+                logger.info("record %d is there already, with another content; that one stands", record[0])
+
+    def finish(self) -> None:
+        """Nothing more comes, from nobody."""
+        self._producer.finish()
+
+    def abort(self, reason: str) -> None:
+        """Nobody will go on with the stream."""
+        self._producer.abort(reason)
+
+    def close(self) -> None:
+        """Leave the stream open for the others."""
+        self._producer.close()
+
+
 class StreamOutlet:
     """Records become messages of the results stream, with the ids of their events.
-
-    The service keeps one message of each id, so an event that was worked on twice has one record.
 
     Parameters
     ----------
@@ -52,53 +122,20 @@ class StreamOutlet:
 
     def __init__(self, client: Client, results: StreamId, stored: Callable[[list[int]], None] | None) -> None:
         self._stored = stored
-        self._client = client
-        self._results = results
-        self._producer = self._open()
+        self._writer = RecordWriter(client, results, combined=False)
         self._keeper = Keeper(client)
-
-    def _open(self) -> Producer:
-        # As safe as the policy of results makes it: the event is forgotten on the strength of it.
-        return self._client.produce(
-            self._results.source,
-            beamtime=self._results.beamtime,
-            stream=self._results.stream,
-            ack=None,
-            linger=_LINGER_S,
-            finish=False,
-        )
 
     def settle(self, records: Sequence[WireRecord]) -> None:
         """Send them, and wait until they are stored."""
         if not records:
             return
-        records = self._keeper.keep(records)
-        try:
-            self._send(records)
-        except DuplicateIdError:
-            self._send_absent(records)
+        self._writer.write(self._keeper.keep(records))
         if self._stored is not None:
             self._stored([number for number, _, _ in records])
 
-    def _send(self, records: Sequence[WireRecord]) -> None:
-        for index, data, meta in records:
-            self._producer.send(data, id=index, meta=meta)
-        self._producer.flush()
-
-    def _send_absent(self, records: Sequence[WireRecord]) -> None:
-        """A worker that answers differently the second time: its first answers stand, the rest is sent one by one."""
-        # The refused batch held others as well, and which batches those were in is not known here.
-        self._producer.close()
-        self._producer = self._open()
-        for record in records:
-            try:
-                self._send([record])
-            except DuplicateIdError:
-                logger.info("event %d has a record already, with another content; that one stands", record[0])
-
     def close(self) -> None:
         """Leave the stream open for the others."""
-        self._producer.close()
+        self._writer.close()
 
 
 class CombinedOutlet:
@@ -118,9 +155,7 @@ class CombinedOutlet:
     def __init__(
         self, client: Client, results: StreamId, ask: Callable[[list[tuple[int, int]]], Ranges | None]
     ) -> None:
-        self._producer = client.produce(
-            results.source, beamtime=results.beamtime, stream=results.stream, ack=None, linger=_LINGER_S, finish=False
-        )
+        self._writer = RecordWriter(client, results, combined=True)
         self._ask = ask
         self.known: Ranges | None = Ranges()
 
@@ -129,14 +164,10 @@ class CombinedOutlet:
         if not records:
             self.known = None
             return
-        numbers = Ranges()
-        for number, data, meta in records:
-            for first, last in meta.get("covers", [(number, number)]):
-                numbers.add(first, last)
-            self._producer.send(data, meta={**meta, NUMBER: number})
-        self._producer.flush()
+        self._writer.write(records)
+        numbers = Ranges(pair for number, _, meta in records for pair in meta.get("covers", [(number, number)]))
         self.known = self._ask(list(numbers))
 
     def close(self) -> None:
         """Leave the stream open for the others."""
-        self._producer.close()
+        self._writer.close()

@@ -259,6 +259,12 @@ class Pipeline:
         return current_values(self.worker)
 
     @property
+    def object_parameters(self) -> dict[str, Any]:
+        """Of the parameters those that only Python can tell from each other: their hash is that of their class."""
+        specs = {spec.name: spec for spec in self.parameter_specs}
+        return {name: value for name, value in self.parameters.items() if specs[name].kind == "object"}
+
+    @property
     def parameter_specs(self) -> tuple[ParameterSpec, ...]:
         """What its parameters may be; empty if the worker is not a dataclass."""
         return parameter_specs(self.worker)

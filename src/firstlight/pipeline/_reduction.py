@@ -72,6 +72,8 @@ class Reduction:
         self._pipeline = pipeline
         self._live = live
         self._lock = threading.Lock()
+        #: What is done can be asked while the reducer is at work, which may take its time.
+        self._seeing = threading.Lock()
         self._width = pipeline.width
         self._begin_with(pipeline.make_reducer())
         if pipeline.combine is not None:
@@ -86,6 +88,8 @@ class Reduction:
         #: By number of a record to come, attempts at its event that were counted when they failed.
         self._told_attempts: dict[int, int] = {}
         self._missing: dict[str, Ranges] = {}
+        self._evicted: dict[str, int] = {}
+        self._parameters: Mapping[str, Any] | None = None
         self._available = 0
         #: Changes of the reducer, and after how many of them it failed to show itself.
         self._changes = self._failed_at = 0
@@ -115,7 +119,7 @@ class Reduction:
             if record.kind == "combined":
                 self._take_combined(record)
                 return
-            if record.number in self.seen:
+            if record.number in self._counts.seen:
                 self._counts.duplicates += record.number not in self._for_everyone
                 return
             self._see(record.number)
@@ -134,7 +138,7 @@ class Reduction:
 
     def _take_combined(self, record: Record) -> None:
         """As a whole or not at all; what it has to do with events that are done with, others have done meanwhile."""
-        if known := sum(b - a + 1 for first, last in record.covers for a, b in self.seen.within(first, last)):
+        if known := sum(b - a + 1 for first, last in record.covers for a, b in self._counts.seen.within(first, last)):
             self._counts.duplicates += known
             return
         part = self._pipeline.make_reducer()
@@ -180,14 +184,15 @@ class Reduction:
             self._note_latency(record)
 
     def _see(self, number: int) -> None:
-        self.seen.add(number, number)
         index = index_of(number, self._width)
-        if self._width == 1 or self._all_seen(index):
-            self._counts.done.add(index, index)
+        with self._seeing:
+            self._counts.seen.add(number, number)
+            if self._width == 1 or self._all_seen(index):
+                self._counts.done.add(index, index)
 
     def _all_seen(self, index: int) -> bool:
         first, last = self._numbers(index, index)
-        return self.seen.first_missing(first) > last
+        return self._counts.seen.first_missing(first) > last
 
     def _numbers(self, first: int, last: int) -> tuple[int, int]:
         """The first and the last number of the events ``first .. last``."""
@@ -291,10 +296,10 @@ class Reduction:
                 self._counts.empty += 1
             for share in range(self._width):
                 number = number_of(event.index, share, self._width)
-                if share not in shares:  # there is no such record to wait for
+                if share not in shares and number not in self._counts.seen:  # there is no such record to wait for
                     self._see(number)
                     self._has_none(number, number)
-                elif shares[share].everyone:
+                elif share in shares and shares[share].everyone:
                     self._for_everyone.add(number)
                 self._expected.add(number, number)
 
@@ -303,7 +308,7 @@ class Reduction:
         with self._lock:
             if self._order is not None:
                 known = (self._expected if events is None else events).copy()
-                for first, last in self.seen:
+                for first, last in self._counts.seen:
                     known.add(first, last)
                 self._give(self._order.only(known))
 
@@ -311,6 +316,12 @@ class Reduction:
         """The ids that inputs did not have."""
         with self._lock:
             self._missing = {name: ids.copy() for name, ids in missing.items()}
+
+    def evicted(self, name: str, n: int) -> None:
+        """Of an input that is at its end so many messages were gone before they could be read."""
+        if n:
+            with self._lock:
+                self._evicted[name] = n
 
     def tick(self) -> None:
         """Call the reducers whose time has come.
@@ -347,13 +358,17 @@ class Reduction:
             If one raised, and the pipeline stops at errors.
         """
         with self._lock:
-            for name, part in parts_of(self.reducer).items():
-                if isinstance(part, Retunes):
-                    self._changes += 1
-                    try:
-                        part.retune(parameters)
-                    except Exception as error:  # noqa: BLE001 - user code
-                        self._between(name, "when its parameters were changed", error)
+            self._retune(parameters)
+
+    def _retune(self, parameters: Mapping[str, Any]) -> None:
+        self._parameters = parameters
+        for name, part in parts_of(self.reducer).items():
+            if isinstance(part, Retunes):
+                self._changes += 1
+                try:
+                    part.retune(parameters)
+                except Exception as error:  # noqa: BLE001 - user code
+                    self._between(name, "when its parameters were changed", error)
 
     def conclude(self, *, finish: bool) -> None:
         """Nothing more comes: give the reducer what still waits, and tell it that the scan is over if it is to `finish`.
@@ -401,6 +416,8 @@ class Reduction:
         ------
         DataError
             If it cannot be read, or is that of another reducer; then nothing has changed.
+        WorkerError
+            As `retune`: what was told to the reducer that was there is told to this one.
         """
         reducer = self._pipeline.make_reducer()
         if saved.reducer != kind_of(reducer):
@@ -412,16 +429,19 @@ class Reduction:
             raise DataError(f"its counts cannot be read: {error!r}") from error
         with self._lock:
             self._begin_with(reducer)
-            self._counts = counts
+            with self._seeing:
+                self._counts = counts
             self._changes += 1
             for first, last in counts.seen:
                 self._has_none(first, last)
+            if self._parameters is not None:
+                self._retune(self._parameters)
 
     # -- looking at it ----------------------------------------------------------------------------------------------
 
     def seen_of(self, stretches: Iterable[tuple[int, int]]) -> Ranges:
         """Those of these numbers of which a record came."""
-        with self._lock:
+        with self._seeing:
             return Ranges(piece for first, last in stretches for piece in self._counts.seen.within(first, last))
 
     @property
@@ -429,10 +449,15 @@ class Reduction:
         """Results that wait for others."""
         return len(self._order.held) if self._order is not None else 0
 
-    @property
-    def seen(self) -> Ranges:
-        """The records that there are, by number."""
-        return self._counts.seen
+    def has_seen(self, number: int) -> bool:
+        """Whether a record of this number came."""
+        with self._seeing:
+            return number in self._counts.seen
+
+    def is_done(self, index: int) -> bool:
+        """Whether all records of this event came."""
+        with self._seeing:
+            return index in self._counts.done
 
     @property
     def view_version(self) -> int:
@@ -480,6 +505,7 @@ class Reduction:
             return self._counts.stats(
                 held=self.n_held,
                 missing=dict(self._missing),
+                evicted=dict(self._evicted),
                 available=self._available,
                 latency_s=self._latency.snapshot(),
                 elapsed_s=(self._ended or time.monotonic()) - self._started,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from firstlight.client import Client, Producer
+from firstlight.client import Client
 from firstlight.errors import (
     ConfigurationError,
     FirstlightError,
@@ -20,9 +20,10 @@ from firstlight.model import Message, Ranges, StreamId
 from firstlight.pipeline._checkpoint import Checkpoints
 from firstlight.pipeline._history import ParameterHistory
 from firstlight.pipeline._live import Live
+from firstlight.pipeline._outlets import RecordWriter
 from firstlight.pipeline._parameters import plain
 from firstlight.pipeline._pipeline import Pipeline
-from firstlight.pipeline._records import NUMBER, Record, from_message, to_wire
+from firstlight.pipeline._records import Record, from_message, to_wire
 from firstlight.pipeline._reduction import Reduction
 from firstlight.pipeline._state import kind_of
 from firstlight.pipeline._threads import start
@@ -72,7 +73,8 @@ class Results:
         self._read = threading.Condition()
         self._taking = threading.Lock()
         self._closing = threading.Event()
-        self._producer: Producer | None = None
+        #: None where nothing more can be written: the stream is finished.
+        self._writer: RecordWriter | None = None
         self.finished = False
         self._checkpoints: Checkpoints | None = None
         self._open(live)
@@ -95,7 +97,7 @@ class Results:
             )
         if earlier is None:
             self._forget_deleted(live)
-            self._producer = self._client.produce(self.stream.source, header=header, finish=False, **self._where)
+            self._begin_writing(header)
             return
         if (earlier.get("worker"), earlier.get("inputs")) != (header["worker"], header["inputs"]):
             raise ConfigurationError(
@@ -120,7 +122,11 @@ class Results:
             self._ids = self._checkpoints.restore(info.n_messages)
             self._n_read = len(self._ids)
         if not self.finished:
-            self._producer = self._client.produce(self.stream.source, finish=False, **self._where)
+            self._begin_writing()
+
+    def _begin_writing(self, header: Mapping[str, Any] | None = None) -> None:
+        combined = self._pipeline.combine is not None
+        self._writer = RecordWriter(self._client, self.stream, combined=combined, header=header)
 
     def _forget_deleted(self, live: Live) -> None:
         """What a run of this name has left whose results were deleted: that it was done counts no more."""
@@ -203,14 +209,9 @@ class Results:
                 self._checkpoints.store(self._ids)
 
     def put(self, record: Record) -> None:
-        """Put down a record that no worker could."""
-        assert self._producer is not None
-        index, data, meta = to_wire(record, self._pipeline.results)
-        if self._pipeline.combine is None:
-            self._producer.send(data, id=index, meta=meta)
-        else:
-            self._producer.send(data, meta={**meta, NUMBER: index})
-        self._producer.flush()
+        """Put down a record that no worker could; if there is one of this event already, that one stands."""
+        assert self._writer is not None
+        self._writer.write([to_wire(record, self._pipeline.results)])
 
     def drain(self, *, grace_s: float = 0.0) -> None:
         """Wait until everything that is in the stream now has been reduced, however long the reducer takes for it.
@@ -259,13 +260,13 @@ class Results:
 
     def finish(self) -> None:
         """Everything is done: readers of the stream get its end."""
-        if self._producer is not None:
-            self._producer.finish()
+        if self._writer is not None:
+            self._writer.finish()
 
     def abort(self, reason: str) -> None:
         """Nobody will continue this run."""
-        if self._producer is not None:
-            self._producer.abort(reason)
+        if self._writer is not None:
+            self._writer.abort(reason)
 
     def close(self) -> None:
         """Stop reading; the stream stays as it is."""
@@ -273,8 +274,8 @@ class Results:
         self._thread.join()
         if self._checkpoints is not None:
             self._checkpoints.close()
-        if self._producer is not None:
-            self._producer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 def _results_stream(pipeline: Pipeline, live: Live, label: str) -> StreamId:

@@ -147,8 +147,7 @@ class Run(AtWork[Stats]):
             changed = self.pipeline.with_parameters(**values)
             new = changed.parameter_set(self.parameters.number + 1)
             # An object has no value that could be compared.
-            objects = {spec.name for spec in changed.parameter_specs if spec.kind == "object"}
-            if new.hash == self.parameters.hash and not objects & set(values):
+            if new.hash == self.parameters.hash and not changed.object_parameters.keys() & values.keys():
                 return self.parameters
             self._retune(changed, new, {name: new.values[name] for name in values})
             self.pipeline = changed

@@ -77,7 +77,8 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Nothing more will come from the input `name`; `aborted` says why its producer gave it up."""
+    """Nothing more will come from the input `name`; `aborted` says why its producer gave it up, `n_lost` how many messages
+    were gone before they could be read."""
 
     name: str
     aborted: str | None = None

@@ -69,6 +69,9 @@ class Stats:
         For each input the ids of messages that belong to no event.
     missing
         For each input the events that it had nothing for, below the highest that any input had; known at the end.
+    evicted
+        For each input the number of messages that were gone before they could be read; known at its end. Where each
+        message is an event, and the service hands them out, these events are `lost`.
     workers_died
         Worker processes that ended without being asked to.
     hung
@@ -102,6 +105,7 @@ class Stats:
     again: Mapping[str, Ranges] = field(default_factory=dict)
     unmatched: Mapping[str, Ranges] = field(default_factory=dict)
     missing: Mapping[str, Ranges] = field(default_factory=dict)
+    evicted: Mapping[str, int] = field(default_factory=dict)
     workers_died: int = 0
     hung: int = 0
     available: int = 0
@@ -118,6 +122,11 @@ class Stats:
     def lag(self) -> int:
         """Events that wait to be worked on."""
         return max(self.available - self.events - len(self.incomplete) - len(self.dropped), 0)
+
+    @property
+    def lacks_some(self) -> bool:
+        """The answer is not that of everything that was taken: events were given up, or messages were gone."""
+        return bool(self.parked or self.lost or self.evicted)
 
     def facts(self) -> dict[str, Any]:
         """The same as JSON; of the errors only how many there are."""

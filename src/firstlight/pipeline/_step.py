@@ -59,6 +59,17 @@ def _same(first: Any, second: Any) -> bool:
         return False
 
 
+def _frozen(values: Mapping[str, Any]) -> dict[str, object]:
+    """Values as they are now, to be compared with others; one that cannot be written down is like no other."""
+    found: dict[str, object] = {}
+    for name, value in values.items():
+        try:
+            found[name] = pickle.dumps(value)
+        except Exception:  # noqa: BLE001 - user code
+            found[name] = object()
+    return found
+
+
 class Step(Generic[_Made]):
     """A worker, made ready in this process.
 
@@ -88,6 +99,7 @@ class Step(Generic[_Made]):
         # A script's classes have another module name in a worker process, so that one is told the hash.
         self._stamp = stamp or pipeline.parameter_set().stamp
         self._width = pipeline.width
+        self._objects = _frozen(pipeline.object_parameters)
         #: So many the worker was called with.
         self.n_events = 0
         self._more = (preparation or Preparation()).arguments(pipeline)
@@ -169,6 +181,7 @@ class Step(Generic[_Made]):
             If the worker's ``retune()`` raises, or a new one cannot be made or set up.
         """
         if stamp.number > self._stamp.number:
+            self._objects |= _frozen({name: changed[name] for name in self._objects if name in changed})
             self._change(changed)
             self._stamp = stamp
 
@@ -225,9 +238,12 @@ class Step(Generic[_Made]):
         WorkerError
             If the worker's ``reset()`` raises.
         """
-        if stamp.hash != self._stamp.hash:
+        objects = _frozen(pipeline.object_parameters)
+        # The hash tells of an object no more than its class; what was given once more is as the worker has left it.
+        others = pipeline.worker is not self._pipeline.worker and objects != self._objects
+        if stamp.hash != self._stamp.hash or others:
             self._change(current_values(pipeline.worker))
-        self._pipeline, self._stamp = pipeline, stamp
+        self._pipeline, self._stamp, self._objects = pipeline, stamp, objects
         if isinstance(self._worker, Resets):
             try:
                 self._worker.reset()

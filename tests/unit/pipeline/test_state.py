@@ -157,6 +157,57 @@ def test_results_that_wait_for_their_turn_are_not_saved() -> None:
     assert second.reducer.indices == [1, 2, 3, 4, 5] and second.stats().late_results == 0
 
 
+class Told(Collect):
+    """Wants to know the parameters, and forgets none that it was told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[Any] = []
+
+    def retune(self, parameters: Any) -> None:
+        self.told.append(dict(parameters))
+
+
+def test_a_reducer_that_goes_on_is_told_what_the_parameters_are_now() -> None:
+    pipeline = Pipeline("p", inputs=["a"], worker=Plain, reducer=Told)
+    first, second = (Reduction(pipeline, live=False) for _ in range(2))
+    first.retune({"threshold": 1})
+    saved = first.save()
+    second.retune({"threshold": 3})
+    second.restore(saved)
+    assert second.reducer.told == [{"threshold": 1}, {"threshold": 3}]
+    second.retune({"threshold": 4})
+    assert second.reducer.told[-1] == {"threshold": 4}
+
+
+class Waits(Collect):
+    """Takes its time for each result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def add(self, index: int, result: Any) -> None:
+        self.begun.set()
+        assert self.go_on.wait(10.0)
+
+
+def test_what_is_done_is_told_while_the_reducer_takes_its_time() -> None:
+    reduction = Reduction(Pipeline("p", inputs=["a"], worker=Plain, reducer=Waits), live=False)
+    thread = threading.Thread(target=reduction.take, args=(Record(1, "result", 1.0),))
+    thread.start()
+    assert reduction.reducer.begun.wait(10.0)
+    found: list[Any] = []
+    asks = threading.Thread(
+        target=lambda: found.extend([reduction.has_seen(1), reduction.is_done(2), list(reduction.seen_of([(1, 5)]))])
+    )
+    asks.start()
+    asks.join(2.0)
+    reduction.reducer.go_on.set()
+    thread.join()
+    assert found == [True, False, [(1, 1)]]
+
+
 def test_what_another_reducer_saved_is_refused() -> None:
     first = Reduction(_pipeline(Collect), live=False)
     first.take(Record(1, "result", 1.5))
