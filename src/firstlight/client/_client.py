@@ -606,6 +606,19 @@ class Client:
         )  # fmt: skip
         return self._open_consumer(core, timeout)
 
+    def wait_for_any(self, consumers: Iterable[Consumer], timeout: float | None) -> list[Consumer]:
+        """Those of these consumers, all of this client, that have something to receive, or the end; none if none has
+        within so many seconds. See `Consumer.wait`."""
+        some = list(consumers)
+        with self._lock:
+            for consumer in some:
+                if not consumer._core.news:
+                    consumer._core.say_settled()
+        self._flush()
+        with self._lock:
+            self._wait(lambda: any(consumer._core.news for consumer in some), timeout)
+            return [consumer for consumer in some if consumer._core.news]
+
     def monitor(
         self, source: str, *, beamtime: str = DEFAULT_BEAMTIME, stream: str, timeout: float | None = 5.0
     ) -> Consumer:

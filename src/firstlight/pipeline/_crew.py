@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from firstlight.client import Client
@@ -23,7 +23,7 @@ from firstlight.pipeline._pool import Pool
 from firstlight.pipeline._records import Record, UserError
 from firstlight.pipeline._reduction import Reduction
 from firstlight.pipeline._sizes import Sizes, bytes_of
-from firstlight.pipeline._sources import Arrival, Ended, OpenSource, Pushes, Source, looked_at
+from firstlight.pipeline._sources import Arrival, Ended, OpenSource, Source, TellsInLots, Tidings, looked_at
 from firstlight.pipeline._step import divided
 from firstlight.pipeline._talk import HandOut
 from firstlight.pipeline._threads import start
@@ -249,18 +249,12 @@ class ShareCrew:
             self._closing.wait()  # what is not worked on yet is kept as long as this is open
 
     def _tell(self, opened: OpenSource, wake: Callable[[], None]) -> None:
-        def tell(lot: list[Arrival | Ended]) -> bool:
+        for lot in opened.lots() if isinstance(opened, TellsInLots) else _one_by_one(opened.tidings()):
             if lot:
                 seen = [self._seen(told, opened) for told in lot]
                 lot.clear()  # no message is held while the next ones are waited for
                 self._pass_on(seen, wake)
-            return not self._ending
-
-        if isinstance(opened, Pushes):
-            opened.push(tell)
-            return
-        for told in opened.tidings():
-            if not tell([] if told is None else [told]):
+            if self._ending:
                 return
 
     def _seen(self, told: Arrival | Ended, opened: OpenSource) -> _Seen | Ended:
@@ -416,3 +410,8 @@ class ShareCrew:
         self._closing.set()
         if self._thread is not None:
             self._thread.join()
+
+
+def _one_by_one(tidings: Iterable[Tidings]) -> Iterator[list[Arrival | Ended]]:
+    for told in tidings:
+        yield [] if told is None else [told]

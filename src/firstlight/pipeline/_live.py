@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 from firstlight.client import DEFAULT_URL, Client, Consumer
 from firstlight.errors import (
@@ -23,18 +21,14 @@ from firstlight.errors import (
 )
 from firstlight.model import DEFAULT_BEAMTIME, StreamId
 from firstlight.pipeline._forward import Reference, References
-from firstlight.pipeline._sources import Arrival, Ended, Found, Requests, Source, Tell, Tidings
-from firstlight.pipeline._threads import start
+from firstlight.pipeline._sources import Arrival, Ended, Found, Requests, Source, Tidings
 
 __all__ = ["Live", "OpenLive", "patiently", "silence"]
 
 _Made = TypeVar("_Made")
-_Lot: TypeAlias = list[Arrival | Ended]
 
 #: So long a reader waits before it looks at its clock and at whether it shall stop.
 _SLICE_S = 0.1
-#: Lots on their way from the threads that follow several inputs; their messages are held in the service's memory.
-_MAX_LOTS = 4
 
 
 @dataclass(frozen=True)
@@ -107,9 +101,6 @@ class OpenLive:
     def __init__(self, source: Live, inputs: Sequence[str]) -> None:
         self._source = source
         self._inputs = tuple(inputs)
-        self._closing = threading.Event()
-        self._threads: list[threading.Thread] = []
-        self._heard_s = time.monotonic()
         self._ended: tuple[str, float] | None = None
         self._followed: dict[str, Consumer] = {}
         self.client = source.connect()
@@ -117,103 +108,52 @@ class OpenLive:
 
     def tidings(self) -> Iterator[Tidings]:
         """What arrives; each message comes along."""
-        for lot in self._follow(self._inputs[0]) if len(self._inputs) == 1 else self._follow_all():
+        for lot in self.lots():
             if not lot:
                 yield None
             lot.reverse()
             while lot:  # one that is worked on does not keep those before it
                 yield lot.pop()
 
-    def push(self, tell: Tell) -> None:
-        """As `tidings`, told by the threads that follow the inputs; see `Pushes`."""
-        over: queue.SimpleQueue[FirstlightError | None] = queue.SimpleQueue()
-        self._start(tell, over.put)
-        for _ in self._inputs:
-            error = over.get()
-            if error is not None:
-                raise error
-
-    def _follow_all(self) -> Iterator[_Lot]:
-        told: queue.Queue[_Lot | FirstlightError | None] = queue.Queue(_MAX_LOTS)
-        put = functools.partial(self._put, told)
-        self._start(put, put)
-        n_open = len(self._inputs)
-        while n_open:
-            try:
-                lot = told.get(timeout=_SLICE_S)
-            except queue.Empty:
-                lot = []
-            if isinstance(lot, FirstlightError):
-                raise lot
-            if lot is None:
-                n_open -= 1
-            else:
-                yield lot
-
-    def _put(self, told: queue.Queue[_Lot | FirstlightError | None], lot: _Lot | FirstlightError | None) -> bool:
-        while lot != [] and not self._closing.is_set():
-            try:
-                told.put(lot, timeout=_SLICE_S)
-            except queue.Full:
-                self._heard_s = time.monotonic()  # what lies unread is no silence
-            else:
-                break
-        return not self._closing.is_set()
-
-    def _start(self, tell: Tell, over: Callable[[FirstlightError | None], object]) -> None:
-        """Follow each input in a thread of its own, which says last that it is over, and of what."""
-        for name in self._inputs:
-            follow = functools.partial(self._tell, name, tell, over)
-            self._threads.append(start(f"follow {name}", follow, over))
-
-    def _tell(self, name: str, tell: Tell, over: Callable[[None], object]) -> None:
-        for lot in self._follow(name):
-            if self._closing.is_set() or not tell(lot):
-                break
-        over(None)
-
-    def _follow(self, name: str) -> Iterator[_Lot]:
+    def lots(self) -> Iterator[list[Arrival | Ended]]:
+        """What arrived together, at whichever input; nothing when nothing came for a moment. See `TellsInLots`."""
         where = self._source
         # Acknowledged when the run is done with a message: until then it is kept, where the policy is to keep.
-        consumer = self._followed[name] = self.client.consume(
-            name, beamtime=where.beamtime, stream=where.stream, datasets=where.datasets, ack="manual"
-        )
-        self._heard_s = heard_s = time.monotonic()
-        while True:
-            if not consumer.wait(_SLICE_S):
-                if (reason := self._given_up(heard_s)) is not None:
-                    yield [self._end(name, reason, consumer)]
-                    return
-                self._check_silence(name)
-                yield []
-                continue
-            try:
-                found = consumer.receive_many(_SLICE_S)
-            except StreamAbortedError as error:
-                yield [self._end(name, error.values["reason"], consumer)]
-                return
-            if not found:
-                yield [self._end(name, None, consumer)]
-                return
-            lot: _Lot = [Arrival(name, message.id, message) for message in found]
-            del found
+        self._followed = {
+            name: self.client.consume(
+                name, beamtime=where.beamtime, stream=where.stream, datasets=where.datasets, ack="manual"
+            )
+            for name in self._inputs
+        }
+        heard_s = dict.fromkeys(self._inputs, time.monotonic())
+        following = dict(self._followed)
+        while following:
+            ready = self.client.wait_for_any(following.values(), _SLICE_S)
+            lot = [told for name, consumer in following.items() if consumer in ready for told in _told(name, consumer)]
+            heard = {told.name for told in lot}
+            for name in following.keys() - heard:
+                if (reason := self._given_up(heard_s[name])) is not None:
+                    lot.append(Ended(name, reason, following[name].lost))
+            for end in [told for told in lot if isinstance(told, Ended)]:
+                self._ended = (end.name, time.monotonic())
+                del following[end.name]
+            if not lot:
+                self._check_silence(max(heard_s.values()), following)
             yield lot
+            del lot  # whose messages nobody should keep while the next ones are waited for
             # Behind the yield: what the caller does with messages is no silence of the stream.
-            self._heard_s = heard_s = time.monotonic()
+            heard_s |= dict.fromkeys(heard, time.monotonic())
 
-    def _end(self, name: str, aborted: str | None, consumer: Consumer) -> Ended:
-        self._ended = (name, time.monotonic())
-        return Ended(name, aborted, consumer.lost)
-
-    def _check_silence(self, name: str) -> None:
+    def _check_silence(self, heard_s: float, following: Iterable[str]) -> None:
         where = self._source
-        if where.timeout is None or time.monotonic() - self._heard_s <= where.timeout:
+        if where.timeout is None or time.monotonic() - heard_s <= where.timeout:
             return
-        try:
-            self.client.info(name, beamtime=where.beamtime, stream=where.stream)
-        except StreamNotFoundError:
-            raise silence(where, name, exists=False) from None
-        raise silence(where, name, exists=True)
+        for name in following:
+            try:
+                self.client.info(name, beamtime=where.beamtime, stream=where.stream)
+            except StreamNotFoundError:
+                raise silence(where, name, exists=False) from None
+        raise silence(where, next(iter(following)), exists=True)
 
     def _given_up(self, heard_s: float) -> str | None:
         """Why to wait no longer for an input that was heard then; None to wait on."""
@@ -221,7 +161,8 @@ class OpenLive:
         if limit_s is None or self._ended is None:
             return None
         other, ended_s = self._ended
-        if time.monotonic() - max(heard_s, ended_s) <= limit_s:
+        # What it sends now would be here within a slice.
+        if time.monotonic() - max(heard_s, ended_s) <= max(limit_s, _SLICE_S):
             return None
         return f"it was silent for {limit_s:g} s after {other} had ended"
 
@@ -254,9 +195,6 @@ class OpenLive:
 
     def close(self) -> None:
         """Disconnect."""
-        self._closing.set()
-        for thread in self._threads:
-            thread.join()
         self.client.close()
 
     def __enter__(self) -> OpenLive:
@@ -264,6 +202,15 @@ class OpenLive:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _told(name: str, consumer: Consumer) -> list[Arrival | Ended]:
+    """What a consumer that has something to say says."""
+    try:
+        found = consumer.receive_many(_SLICE_S)
+    except StreamAbortedError as error:
+        return [Ended(name, error.values["reason"], consumer.lost)]
+    return [Arrival(name, message.id, message) for message in found] or [Ended(name, None, consumer.lost)]
 
 
 def patiently(source: Source, connect: Callable[[], _Made], stopping: threading.Event) -> _Made:

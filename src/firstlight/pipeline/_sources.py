@@ -48,10 +48,9 @@ __all__ = [
     "Items",
     "Keeps",
     "OpenSource",
-    "Pushes",
     "Requests",
     "Source",
-    "Tell",
+    "TellsInLots",
     "Tidings",
     "looked_at",
     "message_of",
@@ -87,8 +86,6 @@ class Ended:
 
 #: What an open source tells; None when nothing came for a moment, so that the caller can look at its clock.
 Tidings: TypeAlias = Arrival | Ended | None
-#: Called with what came together; False if nobody wants to know more.
-Tell: TypeAlias = Callable[[list[Arrival | Ended]], bool]
 
 
 class OpenSource(Protocol):
@@ -162,14 +159,11 @@ class Keeps(Protocol):
 
 
 @runtime_checkable
-class Pushes(Protocol):
-    """An open source that tells of what arrives by itself, from whatever thread, and in one go what came together."""
+class TellsInLots(Protocol):
+    """An open source that tells in one go what came together."""
 
-    def push(self, tell: Tell, /) -> None:
-        """Begin, and return when all inputs have ended, or `tell` returns False; raises as `OpenSource.tidings` does.
-
-        It is called with nothing when nothing came for a moment.
-        """
+    def lots(self) -> Iterator[list[Arrival | Ended]]:
+        """As `OpenSource.tidings`, which it raises like; an empty lot when nothing came for a moment."""
 
 
 class Source(Protocol):
