@@ -43,7 +43,7 @@ from firstlight.pipeline._pool import Pool
 from firstlight.pipeline._records import from_wire
 from firstlight.pipeline._reduction import Reduction
 from firstlight.pipeline._talk import HandOut, Reported, ShareJob, Started
-from firstlight.testing._pipeline_contract import frame
+from firstlight.testing._pipeline_contract import Collect, Slow, frame
 
 _NAMES = (f"assign_{number:04d}" for number in itertools.count(1))
 _WITHIN_S = 60.0
@@ -362,3 +362,18 @@ def test_the_page_on_choosing_workers_runs(tmp_path: Path, monkeypatch: pytest.M
     frames = Items({"eiger": [frame(index) for index in range(1, 31)]})
     assert run(peaks.median, frames, on=Processes(2)).result(_WITHIN_S).n == 30
     assert run(peaks.peaks, frames, on=Processes(2, tags={"gpu": [0]})).result(_WITHIN_S).n == 60
+
+
+def test_events_of_one_key_keep_no_other_worker_waiting() -> None:
+    many = 2000
+    pipeline = Pipeline(
+        "keys",
+        inputs=["eiger"],
+        worker=Slow(0.01),
+        reducer=Collect,
+        assign=Assign(key=lambda event: event.index > many),
+    )
+    with run(pipeline, Items({"eiger": [b"frame"] * (many + 20)}), on=Processes(2)) as running:
+        while many + 1 not in running.reducer.found:
+            assert not running.join(0.01)
+        assert len(running.reducer.found) < many - 1000  # as many had to be done before the others were looked at

@@ -54,7 +54,9 @@ def metrics_text(run: Run | None, n_runs: int) -> bytes:
             registry.counter(name, help=help_text, **label).add(getattr(stats, name.removeprefix("pipeline_")))
         for name, ids in (("parked", stats.parked), ("lost", stats.lost), ("incomplete", stats.incomplete)):
             registry.counter(f"pipeline_{name}", help=f"events that are {name}", **label).add(len(ids))
-        evicted = registry.counter("pipeline_evicted", help="messages that were gone before they could be read", **label)
+        evicted = registry.counter(
+            "pipeline_evicted", help="messages that were gone before they could be read", **label
+        )
         evicted.add(sum(stats.evicted.values()))
         registry.gauge("pipeline_lag", help="events that wait to be worked on", **label).set(stats.lag)
         registry.gauge("pipeline_running", help="1 while it runs", **label).set(run.state == "running")

@@ -35,6 +35,8 @@ __all__ = ["Crew", "GroupCrew", "ShareCrew"]
 _LOOK_EVERY_S = 0.5
 #: Events that are complete and not handed out; what is beyond stays in the source.
 _MAX_WAITING = 1000
+#: As many if all of them wait for workers that are busy, and others have nothing to do: about 1 kB each.
+_MAX_FOR_OTHERS = 20_000
 _MAX_LOTS = 8
 
 
@@ -327,26 +329,42 @@ class ShareCrew:
     def poll(self, pool: Pool) -> None:
         if self._heard_s is not None and not (self._tidings.empty() and self._dispatch.idle):
             self._heard_s = time.monotonic()
-        while self._dispatch.n_waiting < _MAX_WAITING:
-            try:
-                lot = self._tidings.get_nowait()
-            except queue.Empty:
-                self._look_at_clock()
+        while self._wants_more(pool):
+            if not self._read_on():
                 break
-            if isinstance(lot, FirstlightError):
-                raise lot
-            for told in lot:
-                self._note(told)
-            self._reduction.offered(self._aligner.n_begun)
         else:
             if self._clock is not None:
                 self._clock.again()
         if self._wanted is not None:
             self._wanted.tell(self._dispatch.under_way)
+        self._hand_out(pool)
+
+    def _wants_more(self, pool: Pool) -> bool:
+        if self._dispatch.n_waiting < _MAX_WAITING:
+            return True
+        self._hand_out(pool)
+        # What still waits is for others than those that have nothing; what is for them may come behind it.
+        return self._dispatch.has_idle and self._dispatch.n_waiting < _MAX_FOR_OTHERS
+
+    def _hand_out(self, pool: Pool) -> None:
         for worker, events in self._dispatch.assign():
             if self._dispatch.n_at(worker) == len(events):
                 self._since[worker] = time.monotonic()
             pool.say(worker, HandOut(events))
+
+    def _read_on(self) -> bool:
+        """Note what came together; False if nothing is left that has come."""
+        try:
+            lot = self._tidings.get_nowait()
+        except queue.Empty:
+            self._look_at_clock()
+            return False
+        if isinstance(lot, FirstlightError):
+            raise lot
+        for told in lot:
+            self._note(told)
+        self._reduction.offered(self._aligner.n_begun)
+        return True
 
     def _look_at_clock(self) -> None:
         """Everything that has come is noted: what lacks now may be over its deadline."""

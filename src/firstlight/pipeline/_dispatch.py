@@ -320,6 +320,11 @@ class Dispatch:
         return len(self._waiting)
 
     @property
+    def has_idle(self) -> bool:
+        """A worker has nothing to do."""
+        return not all(self._has.values())
+
+    @property
     def idle(self) -> bool:
         """Nothing waits, and nobody has anything."""
         return not self._waiting and not self._begun and not any(self._has.values()) and not any(self._kept.values())
