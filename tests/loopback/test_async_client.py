@@ -108,6 +108,25 @@ async def test_arrays_and_bytes_travel(connect: Connect) -> None:
 
 
 @awaited
+async def test_who_waits_for_messages_hears_that_what_was_sent_is_stored(connect: Connect) -> None:
+    async with connect() as beam:
+        out = await beam.produce("det", stream="s", linger=30.0, finish=False)
+        reader = beam.consume("none", stream="s")
+        await out.send(b"x")
+        assert not out.settled
+        out.push()
+        assert not await reader.wait(30.0, producer=out)
+        assert out.settled and not reader.at_hand
+        async with beam.consume("det", stream="s", group="g", ack="manual") as grouped:
+            assert await grouped.wait(30.0)
+            assert [message.id for message in await grouped.receive_many(30.0)] == [1]
+            grouped.ack_ranges([(1, 1)])
+            assert await beam.unacknowledged("det", "g", stream="s") == []
+        await reader.close()
+        await out.close()
+
+
+@awaited
 async def test_a_reused_buffer_does_not_change_what_was_sent(connect: Connect) -> None:
     async with connect() as beam:
         buffer = np.zeros(LARGE, np.uint32)

@@ -105,3 +105,27 @@ def test_who_reads_when_the_service_goes_waits_on_when_it_is_back(
                 assert heard.get(timeout=WITHIN_S) == number
                 service.restart()
         reading.result(WITHIN_S)
+
+
+def test_who_waits_for_messages_hears_that_what_was_sent_is_stored(client: Client) -> None:
+    out = client.produce("results", stream="s", linger=WITHIN_S, finish=False)
+    reader = client.consume("det", stream="s")
+    out.send(b"x")
+    assert not out.settled
+    out.push()
+    assert not reader.wait(WITHIN_S, producer=out)  # before that time is over
+    assert out.settled and not reader.at_hand
+    with client.produce("det", stream="s") as other:
+        other.send(b"x")
+    out.send(b"y")
+    assert reader.wait(WITHIN_S, producer=out) and reader.at_hand
+
+
+def test_stretches_are_acknowledged_at_once(client: Client) -> None:
+    with client.produce("det", stream="s") as out:
+        for _ in range(5):
+            out.send(b"x")
+    with client.consume("det", stream="s", group="g", ack="manual") as reader:
+        assert [message.id for message in reader.receive_many(WITHIN_S)] == [1, 2, 3, 4, 5]
+        reader.ack_ranges([(1, 2), (4, 4)])
+        assert client.unacknowledged("det", "g", stream="s") == [3, 5]

@@ -744,6 +744,12 @@ class AsyncProducer(ProducerEnd):
                 raise self._no_room()
             self._check()
 
+    def push(self) -> None:
+        """As `Producer.push`."""
+        self._check()
+        self._core.close_batch()
+        self._client._flush()
+
     async def flush(self, timeout: float | None = None) -> None:
         """As `Producer.flush`."""
         client, core = self._client, self._core
@@ -839,13 +845,14 @@ class AsyncConsumer(ConsumerEnd):
             raise StopAsyncIteration
         return message
 
-    async def wait(self, timeout: float | None) -> bool:
+    async def wait(self, timeout: float | None, *, producer: AsyncProducer | None = None) -> bool:
         """As `Consumer.wait`."""
         client, core = self._client, self._core
         if not core.news:
             core.say_settled()
             client._flush()
-        return await client._wait(lambda: core.news, timeout)
+        await client._wait(lambda: core.news or (producer is not None and producer.settled), timeout)
+        return core.news
 
     async def receive(self, timeout: float | None) -> Any:
         """As `Consumer.receive`."""
@@ -871,6 +878,14 @@ class AsyncConsumer(ConsumerEnd):
     def ack_range(self, first: int, last: int) -> None:
         """As `Consumer.ack_range`."""
         self._core.settle_range(first, last)
+        self._client._flush()
+
+    def ack_ranges(self, stretches: Iterable[tuple[int, int]]) -> None:
+        """As `Consumer.ack_ranges`."""
+        for first, last in stretches:
+            self._core.settle_range(first, last)
+        self._core.say_settled()
+        self._client._session.return_leases()
         self._client._flush()
 
     async def _too_late(self, timeout: float | None) -> FirstlightError:

@@ -921,6 +921,13 @@ class Producer(ProducerEnd):
                 raise self._not_opened()
             self._check()
 
+    def push(self) -> None:
+        """Send what waits for company, without waiting for anything; raises as `send`."""
+        with self._client._lock:
+            self._check()
+            self._core.close_batch()
+        self._client._flush()
+
     def flush(self, timeout: float | None = None) -> None:
         """Send what is left and wait until everything is stored.
 
@@ -1024,16 +1031,23 @@ class Consumer(ConsumerEnd):
             raise StopIteration
         return message
 
-    def wait(self, timeout: float | None) -> bool:
+    def wait(self, timeout: float | None, *, producer: Producer | None = None) -> bool:
         """Whether there is something to receive, or the end, within so many seconds. Asks nothing of the service, so a
-        loop that looks at other things now and then costs little."""
+        loop that looks at other things now and then costs little.
+
+        Parameters
+        ----------
+        producer
+            Of the same client: returns as well when it is `settled`.
+        """
         client, core = self._client, self._core
         with client._lock:
             if not core.news:
                 core.say_settled()
         client._flush()
         with client._lock:
-            return client._wait(lambda: core.news, timeout)
+            client._wait(lambda: core.news or (producer is not None and producer.settled), timeout)
+            return core.news
 
     def receive(self, timeout: float | None) -> Any:
         """The next message; None at the end of the stream.
@@ -1100,6 +1114,16 @@ class Consumer(ConsumerEnd):
         if self._client._session.outbox:
             self._client._flush()
         self._client._nudge()
+
+    def ack_ranges(self, stretches: Iterable[tuple[int, int]]) -> None:
+        """As `ack_range`, and the service hears of it at once, and of the memory that nobody here looks at any more."""
+        client = self._client
+        with client._lock:
+            for first, last in stretches:
+                self._core.settle_range(first, last)
+            self._core.say_settled()
+            client._session.return_leases()
+        client._flush()
 
     def flush(self, timeout: float = 10.0) -> None:
         """Wait until the service has made sure that nothing acknowledged comes again, even if it is killed."""

@@ -63,6 +63,11 @@ class ProducerEnd:
         """Bytes of blobs handed over."""
         return self._core.n_bytes
 
+    @property
+    def settled(self) -> bool:
+        """Of everything handed over it is known what became of it, so that `flush` returns, or raises, at once."""
+        return self._core.settled or self._bad
+
     # -- messages ---------------------------------------------------------------------------------------------------
 
     def _form(
@@ -189,6 +194,11 @@ class ConsumerEnd:
     def n_received(self) -> int:
         """Messages handed out."""
         return self._core.n_received
+
+    @property
+    def at_hand(self) -> bool:
+        """There is something to receive, or the end, without waiting."""
+        return self._core.news
 
     def ack(self, id: int) -> None:
         """As `Message.ack`, for whoever has kept nothing but the id, so that its bytes could be given back."""

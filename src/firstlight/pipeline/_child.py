@@ -273,7 +273,7 @@ class _Work:
             client = stack.enter_context(patiently(live, live.connect, self._stopping))
         feed = self._feed(client, stack)
         outlet = self._outlet(client, stack)
-        settler = Settler(outlet.settle)
+        settler = Settler(outlet, feed.let_go)
         stack.callback(settler.close)
         if self._job.pipeline.combine is not None:
             self._gathering = self._gather(outlet, settler)
@@ -294,7 +294,7 @@ class _Work:
         while not (self._stopping.is_set() or feed.over):
             if self._gathering is not None:
                 self._gathering.look(has_none=feed.has_none)
-            task = feed.next()
+            task = feed.next(settler.begun)
             if task is None:
                 settler.check()
                 if self._gathering is not None:
@@ -302,7 +302,7 @@ class _Work:
             elif self._gathering is not None:
                 self._gathered(task, step, feed, self._gathering)
             else:
-                settler.put(*self._settled(task, step, feed))
+                settler.put(*self._settled(task, step, feed), rests=feed.has_none)
             del task  # whose messages nobody should keep while the next ones are waited for
             self._show(showing.look())
 

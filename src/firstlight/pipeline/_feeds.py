@@ -7,12 +7,12 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from firstlight.client import Client
+from firstlight.client import Client, Producer
 from firstlight.errors import StreamAbortedError, StreamNotFoundError, StreamTimeoutError
-from firstlight.model import Dataset, Message, MessageRow
+from firstlight.model import Dataset, Message, MessageRow, Ranges
 from firstlight.pipeline._ahead import Ahead
 from firstlight.pipeline._align import Ready
 from firstlight.pipeline._forward import Reference, References
@@ -79,8 +79,11 @@ class Feed(Protocol):
     def has_none(self) -> bool:
         """It is not known that there is a next task at once."""
 
-    def next(self) -> Task | None:
-        """The next task; None if there is none for a moment, or any more (`over`)."""
+    def next(self, begun: Producer | None = None) -> Task | None:
+        """The next task; None if there is none for a moment, or any more (`over`), or when `begun` is settled."""
+
+    def let_go(self) -> None:
+        """Some tasks are done: tell whoever has handed them out."""
 
 
 class GroupFeed:
@@ -91,8 +94,6 @@ class GroupFeed:
     ask
         Asks the run about an event that somebody had before.
     """
-
-    has_none = False
 
     def __init__(self, job: GroupJob, client: Client, ask: Callable[[int], Answer]) -> None:
         self.over = False
@@ -105,6 +106,8 @@ class GroupFeed:
         self._ahead = Ahead(job.prefetch)
         self._sizes = Sizes()
         self._given_s: float | None = None
+        #: Filled by whatever thread settles records.
+        self._done: deque[int] = deque()
         # Nothing is delivered to somebody else as long as this process lives: how long a worker takes is its own
         # affair.
         self._consumer = client.consume(
@@ -112,13 +115,18 @@ class GroupFeed:
             redeliver_after=None, prefetch=self._ahead.n, datasets=job.live.datasets, timeout=_SLICE_S,
         )  # fmt: skip
 
-    def next(self) -> Task | None:
+    @property
+    def has_none(self) -> bool:
+        """No message is here already."""
+        return not self._consumer.at_hand
+
+    def next(self, begun: Producer | None = None) -> Task | None:
         """The next message of the group."""
         if self._given_s is not None:
             self._ahead.took(time.monotonic() - self._given_s)
             self._given_s = None
             self._consumer.limit(self._limit)
-        if not self._consumer.wait(_SLICE_S):
+        if not self._consumer.wait(_SLICE_S, producer=begun):
             return None
         try:
             message = self._consumer.receive(_SLICE_S)
@@ -149,11 +157,19 @@ class GroupFeed:
                 instead, known = answer.instead, answer.known
         name, number = self._name, message.id
         self._given_s = time.monotonic()
-        task = Task(number, lambda: {name: message}, message.ack, instead, known, n_bytes)
-        if self._job.pipeline.combine is None:
-            return task
-        # By the id, so that the bytes go while the result waits for others.
-        return replace(task, done=lambda: self._consumer.ack(number), again=lambda: self._consumer.nack(number))
+        # Settled by the id, so that the bytes go while the result waits for others.
+        return Task(
+            number, lambda: {name: message}, lambda: self._done.append(number), instead, known, n_bytes,
+            again=lambda: self._consumer.nack(number),
+        )  # fmt: skip
+
+    def let_go(self) -> None:
+        """Acknowledge what is done."""
+        done = Ranges()
+        while self._done:
+            number = self._done.popleft()
+            done.add(number, number)
+        self._consumer.ack_ranges(done)
 
     def resolve(self, reference: Reference) -> Found:
         """From the service, in place where that is on this machine."""
@@ -238,7 +254,10 @@ class ShareFeed:
         """Nothing that was handed out is left."""
         return not any(lot.events for lot in self._lots) and self._told.empty()
 
-    def next(self) -> Task | None:
+    def let_go(self) -> None:
+        """The outlet has told the run."""
+
+    def next(self, begun: Producer | None = None) -> Task | None:
         """The next event that was handed out."""
         while self._lots and not self._lots[0].events:
             self._lots.popleft().close()

@@ -24,15 +24,28 @@ _LINGER_S = 1.0
 class Outlet(Protocol):
     """Takes records."""
 
+    @property
+    def begun(self) -> Producer | None:
+        """Tells when what was begun is safe, or refused: then `settle` returns at once. None if nothing was."""
+
+    def begin(self, record: WireRecord) -> bool:
+        """Send a record and return; the next `settle` makes it safe. False if this one cannot be sent ahead."""
+
     def settle(self, records: Sequence[WireRecord]) -> None:
-        """Make records safe; returns when they are."""
+        """Make records safe, and those that were begun before; returns when they are."""
 
 
 class PipeOutlet:
     """Records go to the run itself: as safe as the run is."""
 
+    begun: Producer | None = None
+
     def __init__(self, say: Callable[[FromWorker], None]) -> None:
         self._say = say
+
+    def begin(self, record: WireRecord) -> bool:
+        """No: there is nothing to wait for in between."""
+        return False
 
     def settle(self, records: Sequence[WireRecord]) -> None:
         """Send them; they are in the pipe even if this process dies now."""
@@ -59,6 +72,7 @@ class RecordWriter:
         self._results = results
         self._combined = combined
         self._producer = self._open(header)
+        self._begun: list[WireRecord] = []
 
     def _open(self, header: Mapping[str, Any] | None = None) -> Producer:
         # As safe as the policy of results makes it: the event is forgotten on the strength of it.
@@ -72,12 +86,25 @@ class RecordWriter:
             finish=False,
         )
 
+    @property
+    def begun(self) -> Producer | None:
+        """Tells when what was begun is stored, or refused: then `write` returns at once. None if nothing was."""
+        return self._producer if self._begun else None
+
+    def begin(self, record: WireRecord) -> None:
+        """Send a record, and leave it to the next `write` to wait until it is stored."""
+        self._begun.append(record)
+        self._send([record])
+        self._producer.push()
+
     def write(self, records: Sequence[WireRecord]) -> None:
-        """Send them, and wait until they are stored."""
+        """Send them, and wait until they are stored, with those that were begun."""
+        begun, self._begun = self._begun, []
         try:
             self._send(records)
+            self._producer.flush()
         except DuplicateIdError:
-            self._send_absent(records)
+            self._send_absent([*begun, *records])
 
     def _send(self, records: Sequence[WireRecord]) -> None:
         for number, data, meta in records:
@@ -85,7 +112,6 @@ class RecordWriter:
                 self._producer.send(data, meta={**meta, NUMBER: number})
             else:
                 self._producer.send(data, id=number, meta=meta)
-        self._producer.flush()
 
     def _send_absent(self, records: Sequence[WireRecord]) -> None:
         """Whoever answers differently the second time: the first answers stand, the rest is sent one by one."""
@@ -95,6 +121,7 @@ class RecordWriter:
         for record in records:
             try:
                 self._send([record])
+                self._producer.flush()
             except DuplicateIdError:
                 logger.info("record %d is there already, with another content; that one stands", record[0])
 
@@ -125,9 +152,20 @@ class StreamOutlet:
         self._writer = RecordWriter(client, results, combined=False)
         self._keeper = Keeper(client)
 
+    @property
+    def begun(self) -> Producer | None:
+        return self._writer.begun
+
+    def begin(self, record: WireRecord) -> bool:
+        """Not one that refers to messages, which are asked for first, nor where the run waits to hear what is stored."""
+        if self._stored is not None or "forward" in record[2]:
+            return False
+        self._writer.begin(record)
+        return True
+
     def settle(self, records: Sequence[WireRecord]) -> None:
         """Send them, and wait until they are stored."""
-        if not records:
+        if not records and self.begun is None:
             return
         self._writer.write(self._keeper.keep(records))
         if self._stored is not None:
@@ -152,12 +190,18 @@ class CombinedOutlet:
         Asks the run which of these numbers count; None if it is not there to answer any more.
     """
 
+    begun: Producer | None = None
+
     def __init__(
         self, client: Client, results: StreamId, ask: Callable[[list[tuple[int, int]]], Ranges | None]
     ) -> None:
         self._writer = RecordWriter(client, results, combined=True)
         self._ask = ask
         self.known: Ranges | None = Ranges()
+
+    def begin(self, record: WireRecord) -> bool:
+        """No: the run is asked first whether it counts."""
+        return False
 
     def settle(self, records: Sequence[WireRecord]) -> None:
         """Send them, wait until they are stored, and find out whether they count."""
