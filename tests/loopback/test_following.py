@@ -395,7 +395,7 @@ def test_what_a_late_worker_says_is_not_taken_for_the_next_run() -> None:
         pool.begin(job(pipe), first)
         heard(first, Started)
         pool.say(0, HandOut([Ready(1, {"eiger": 1})]))
-        until(lambda: pool.working_on(0) == 1)
+        until(lambda: pool.slots[0].call == 1)
         # Its run is over without having waited for it, as after a mistake of ours; and it still works.
         pool.begin(job(pipe), second)
         heard(second, Started)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -74,6 +75,8 @@ class Combiner:
         Gets the events and their record, when so many results or seconds have come together.
     clock
         Seconds.
+    timed
+        Surrounds calls of the reducer at a result.
     """
 
     def __init__(
@@ -82,12 +85,14 @@ class Combiner:
         send: Callable[[list[Gathered], WireRecord], None],
         *,
         clock: Callable[[], float] = time.monotonic,
+        timed: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         assert pipeline.combine is not None
         self._pipeline = pipeline
         self._combine = pipeline.combine
         self._send = send
         self._clock = clock
+        self._timed = timed
         self._part: _Part | None = None
 
     def add(self, record: Record, event: Gathered) -> None:
@@ -105,7 +110,8 @@ class Combiner:
         if part is None:
             part = _Part(self._pipeline.make_reducer(), self._clock(), record.parameters, record.set_ns, [])
         try:
-            part.reducer.add(record.index, record.value)
+            with self._timed():
+                part.reducer.add(record.index, record.value)
         except Exception as error:  # user code
             where = f"at the result of event {record.index}"
             raise reducer_error(self._pipeline, where, error, index=record.index) from error
@@ -114,12 +120,16 @@ class Combiner:
         part.retried += record.attempts - 1
         if record.event_ns:
             part.oldest_ns = min(part.oldest_ns or record.event_ns, record.event_ns)
-        if len(part.events) >= self._combine.events:
-            self.flush()
 
     def look(self) -> None:
-        """Send what was added up if that began long enough ago."""
-        if self._part is not None and self._clock() - self._part.begun_s >= self._combine.seconds:
+        """Send what was added up if that is enough, or began long enough ago.
+
+        Between events, so that no single one is blamed for a state that cannot be sent.
+        """
+        part = self._part
+        if part is not None and (
+            len(part.events) >= self._combine.events or self._clock() - part.begun_s >= self._combine.seconds
+        ):
             self.flush()
 
     def flush(self) -> None:

@@ -4,6 +4,7 @@ the events."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from firstlight.errors import WorkerError
@@ -31,6 +32,8 @@ class Gathering:
         everything counts.
     worked
         Told of events that were added up, where the run hands them out.
+    timed
+        Surrounds calls of the reducer at an event.
     """
 
     def __init__(
@@ -40,13 +43,14 @@ class Gathering:
         *,
         known: Callable[[], Ranges | None] | None,
         worked: Callable[[list[int]], None] | None,
+        timed: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self._pipeline = pipeline
         self._put = put
         self._known = known
         self._worked = worked
         self._unsaid: list[int] = []
-        self._combiner = Combiner(pipeline, self._send)
+        self._combiner = Combiner(pipeline, self._send, timed=timed)
 
     def take(self, task: Task, record: Record) -> None:
         """It is known what became of an event.

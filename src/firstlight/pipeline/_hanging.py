@@ -66,18 +66,23 @@ def answering(path: Path) -> Iterator[None]:
 
 def traceback_of(pid: int, path: Path) -> str:
     """Ask a process where it is; the frames of the user's code, the innermost first. Empty if it does not answer."""
+    earlier = _written(path, 0)
     try:
         os.kill(pid, SIGNAL)
     except ProcessLookupError:
         return ""
     deadline = time.monotonic() + _WITHIN_S
-    text = ""
+    text = b""
     while time.monotonic() < deadline:
         time.sleep(_LOOK_EVERY_S)
-        before, text = text, path.read_text(errors="replace") if path.exists() else ""
+        before, text = text, _written(path, len(earlier))
         if text and text == before:
             break
-    return _of_user(text)
+    return _of_user(text.decode(errors="replace"))
+
+
+def _written(path: Path, start: int) -> bytes:
+    return path.read_bytes()[start:] if path.exists() else b""
 
 
 def _of_user(text: str) -> str:

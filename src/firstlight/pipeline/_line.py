@@ -20,6 +20,11 @@ class Line:
     A word that finds room in the pipe is written at once. One that does not, because it is large or because the worker
     does not read, is left to a thread, and so is what comes behind it.
 
+    Attributes
+    ----------
+    n_said
+        Words so far, whether they are in the pipe or not.
+
     Parameters
     ----------
     pipe
@@ -35,11 +40,13 @@ class Line:
         self._lock = threading.Lock()
         self._unsent: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._n_unsent = 0
+        self.n_said = 0
         threading.Thread(target=self._send, name=name, daemon=True).start()
 
     def say(self, word: bytes) -> None:
         """Say this; a worker that is dying does not hear it."""
         with self._lock:
+            self.n_said += 1
             if not self._n_unsent and len(word) <= _SMALL and self._room.poll(0):
                 self._write(word)
                 return

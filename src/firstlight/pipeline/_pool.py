@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from firstlight.errors import PipelineError
-from firstlight.pipeline._child import NOTHING, UNGUARDED, worker_main
+from firstlight.pipeline._child import UNGUARDED, worker_main
 from firstlight.pipeline._hanging import traceback_of
 from firstlight.pipeline._line import Line
+from firstlight.pipeline._slots import Slots
 from firstlight.pipeline._step import told
 from firstlight.pipeline._talk import Begin, Broke, FromWorker, Left, Quit, Retune, Stop, ToWorker
 from firstlight.pipeline._threads import start
@@ -77,7 +78,8 @@ class Pool:
     def __init__(self, n_workers: int, *, traces: bool = False) -> None:
         # Spawned, not forked: a fork would copy the locks of the client's threads in whatever state they are.
         self._context = multiprocessing.get_context("spawn")
-        self._slots = self._context.RawArray("q", n_workers)
+        #: What each worker shows; what a dead one showed until it is started again.
+        self.slots = Slots(self._context, n_workers)
         self._workers: dict[int, _Worker] = {}
         self._traces = tempfile.TemporaryDirectory(prefix="firstlight-") if traces else None
         self._changed = threading.Condition()
@@ -101,7 +103,7 @@ class Pool:
             self._run += 1
             self._begin = Begin(job)
             self._inbox = inbox
-        for number in range(len(self._slots)):
+        for number in range(len(self.slots)):
             if number in self._workers and self._workers[number].gone:
                 self.bury(number)  # it ended while nobody needed it
             if number in self._workers:
@@ -153,10 +155,10 @@ class Pool:
     def start(self, number: int) -> None:
         """Start worker `number`, which is not running, and let it begin with the run."""
         ours, theirs = self._context.Pipe()
-        self._slots[number] = NOTHING
+        self.slots[number].clear()
         process = self._context.Process(
             target=worker_main,
-            args=(theirs, self._slots, number, self._trace(number)),
+            args=(theirs, self.slots[number], self._trace(number)),
             name=f"firstlight worker {number}",
         )
         # Inherited: a worker must not die of a Ctrl-C that comes before it can say so itself.
@@ -221,22 +223,23 @@ class Pool:
         worker = self._workers.get(number)
         return None if worker is None else worker.process.pid
 
-    def working_on(self, number: int) -> int | None:
-        """The event that a worker has begun and not finished."""
-        return self._slots[number] or None
+    def has_read(self, number: int) -> bool:
+        """Whether a worker has read everything that it was told."""
+        worker = self._workers.get(number)
+        return worker is None or self.slots[number].n_heard >= worker.line.n_said
 
     def _trace(self, number: int) -> Path | None:
         return Path(self._traces.name) / str(number) if self._traces is not None else None
 
-    def kill(self, number: int) -> str:
-        """End a worker's process by force; returns where it was, if it can be asked and answers."""
-        worker = self._workers.get(number)
-        if worker is None or worker.process.pid is None:
-            return ""
-        path = self._trace(number)
-        text = traceback_of(worker.process.pid, path) if path is not None else ""
-        worker.process.kill()
-        return text
+    def where(self, number: int) -> str:
+        """The traceback of the user's code in a worker, if it can be asked and answers within moments."""
+        pid, path = self.pid(number), self._trace(number)
+        return traceback_of(pid, path) if pid is not None and path is not None else ""
+
+    def kill(self, number: int) -> None:
+        """End a worker's process by force."""
+        if number in self._workers:
+            self._workers[number].process.kill()
 
     def is_dead(self, number: int, within_s: float) -> bool:
         """Whether this process is over, or will be within so many seconds."""

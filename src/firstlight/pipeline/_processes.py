@@ -9,7 +9,6 @@ import pickle
 import queue
 import secrets
 import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from firstlight.pipeline._align_values import index_of, number_of
 from firstlight.pipeline._assign import Assign, worker_tags
 from firstlight.pipeline._child import check_guarded, unguarded_text
 from firstlight.pipeline._crew import Crew, GroupCrew, ShareCrew
-from firstlight.pipeline._hanging import Overdue
+from firstlight.pipeline._deaths import Death, Deaths, Fatal
 from firstlight.pipeline._history import ParameterHistory
 from firstlight.pipeline._inline import aborted_error
 from firstlight.pipeline._live import Live
@@ -50,6 +49,7 @@ from firstlight.pipeline._talk import (
     Worked,
 )
 from firstlight.pipeline._threads import as_ours
+from firstlight.pipeline._watching import Watch
 from firstlight.pipeline._worker_views import WorkersShown
 
 __all__ = ["Processes"]
@@ -57,8 +57,6 @@ __all__ = ["Processes"]
 logger = logging.getLogger(__name__)
 
 _TICK_S = 0.2
-#: Workers that die before they are set up: after so many in a row it is not by chance.
-_MAX_EARLY_DEATHS = 3
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,8 @@ class Processes:
         millisecond, fewer shares slow ones more evenly. None learns it from the time that an event takes.
     hang_after_s
         A process that is longer than this at one event is killed and replaced, and the event is given to another, as if
-        the process had died; None waits for ever. How long an event may take includes all attempts at it.
+        the process had died; None waits for ever. How long an event may take includes all attempts at it. So is a
+        process that reads nothing for so long of what it is told.
     tags
         What some of the processes, which are called 0 to n - 1, have and others have not, see `Assign`:
         ``{"gpu": [0], "night-shift": [0, 3]}``. Those without any have the tag ``generic``.
@@ -165,16 +164,6 @@ class _Retuned:
     changed: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class _Deaths:
-    """Worker processes that ended at one call: how many, and about the last one."""
-
-    n: int = 0
-    how: str = ""
-    hung: bool = False
-    trace: str = ""
-
-
 class ProcessesRun(Run):
     """A run in the background: one thread here takes what happens, one after the other, and decides."""
 
@@ -193,12 +182,8 @@ class ProcessesRun(Run):
         self._can_be_continued = isinstance(source, Live) and source.group is not None
         self._label = (source.group if isinstance(source, Live) else None) or f"{pipeline.name}-{secrets.token_hex(4)}"
         self._inbox: queue.SimpleQueue[Said | Gone | _Retuned | FirstlightError | None] = queue.SimpleQueue()
-        self._deaths: dict[int, _Deaths] = {}
-        self._overdue = Overdue(on.hang_after_s) if on.hang_after_s is not None else None
-        self._look_s = 0.0
-        #: Workers that were killed because they hung: at which call, and where.
-        self._hung: dict[int, tuple[int, str]] = {}
-        self._early_deaths = 0
+        self._deaths = Deaths(max_attempts=pipeline.max_attempts)
+        self._watch: Watch | None = None
         self._aborted: Ended | None = None
         self._results: Results | None = None
         self._width = pipeline.width
@@ -360,6 +345,8 @@ class ProcessesRun(Run):
         return ShareJob(*known)
 
     def _work(self, pool: Pool, crew: Crew) -> None:
+        if self._on.hang_after_s is not None:
+            self._watch = Watch(pool, self._deaths, self._on.hang_after_s)
         while not (crew.over or self._stopping.is_set()):
             for happened in self._happenings():
                 if isinstance(happened, FirstlightError):
@@ -371,7 +358,8 @@ class ProcessesRun(Run):
                     self._retuned(happened, pool)
                 elif happened is not None:
                     self._said(happened, pool, crew)
-            self._watch(pool)
+            if self._watch is not None:
+                self._watch.look()
             crew.poll(pool)
             self.silent_s = crew.silent_s
             self._show()
@@ -390,7 +378,6 @@ class ProcessesRun(Run):
     def _said(self, said: Said, pool: Pool, crew: Crew) -> None:
         match said.what:
             case Started():
-                self._early_deaths = 0
                 crew.started(said.number)
             case Reported(records):
                 for wire in records:
@@ -414,7 +401,7 @@ class ProcessesRun(Run):
     def _asked(self, number: int, index: int, pool: Pool, crew: Crew) -> None:
         # Whoever had it before may be dead without our having noticed: the service is told of that as soon as we are.
         for other in pool.numbers:
-            if other != number and pool.working_on(other) == index and pool.is_dead(other, 1.0):
+            if other != number and pool.slots[other].call == index and pool.is_dead(other, 1.0):
                 self._gone(other, pool, crew)
         known = self.pipeline.combine is not None and bool(self._stored_of([(index, index)]))
         pool.say(number, Answer(index, None if known else self._verdict(index), known))
@@ -448,83 +435,60 @@ class ProcessesRun(Run):
 
     def _verdict(self, call: int) -> Record | None:
         """The record of an event (or share of one) that has killed too many workers; None if it may be tried."""
-        deaths = self._deaths.get(call)
-        if deaths is None or deaths.n < self.pipeline.max_attempts:
-            return None
+        fatal = self._deaths.given_up(call)
+        return None if fatal is None else self._record(call, fatal)
+
+    def _record(self, call: int, fatal: Fatal) -> Record:
         index = index_of(call, self._width)
         share = call - number_of(index, 0, self._width)
-        name = "WorkerHung" if deaths.hung else "WorkerDied"
-        text = f"event {index} ended {deaths.n} worker processes; the last was {deaths.how}"
+        text = f"event {index} ended {fatal.n} worker processes; the last was {fatal.how}"
         hash_, set_ns, _ = self._stamp
-        words = UserError(name, text, deaths.trace)
-        return Record(index, "error", None, deaths.n, 0, words, hash_, share, self._width, set_ns)
-
-    def _watch(self, pool: Pool) -> None:
-        """Kill who hangs; what follows is that of a death."""
-        now = time.monotonic()
-        if self._overdue is None or now < self._look_s:
-            return
-        self._look_s = now + _TICK_S
-        for number in self._overdue.look(now, {number: pool.working_on(number) for number in pool.numbers}):
-            call = pool.working_on(number)
-            if call is not None:
-                self._hung[number] = call, pool.kill(number)
+        words = UserError(fatal.error_type, text, fatal.trace)
+        return Record(index, "error", None, fatal.n, 0, words, hash_, share, self._width, set_ns)
 
     def _gone(self, number: int, pool: Pool, crew: Crew) -> None:
-        call = pool.working_on(number)
-        index = None if call is None else index_of(call, self._width)
+        for other in pool.numbers:
+            if pool.slots[other].has_done:
+                self._deaths.works(other)
+        call = pool.slots[number].call
         had_left, how, unguarded = pool.bury(number)
-        hung, trace = self._hung_at(number, call)
+        if self._watch is not None:
+            self._watch.forget(number)
         if had_left:
+            self._deaths.left(number)
             return
         if unguarded:
             raise ConfigurationError(unguarded_text())
-        if hung:
-            how = f"killed because it took longer than {self._on.hang_after_s:g} s"
+        self._died(number, self._deaths.died(number, call, how), crew)
+        pool.start(number)
+
+    def _died(self, number: int, death: Death, crew: Crew) -> None:
+        index = None if death.call is None else index_of(death.call, self._width)
         at = "between events" if index is None else f"at event {index}"
-        logger.warning("worker %d of pipeline %r was %s %s", number, self.pipeline.name, how, at)
-        if call is None:
-            self._early_deaths += 1
-        else:
-            known = self._deaths.get(call, _Deaths())
-            self._deaths[call] = _Deaths(known.n + 1, how, hung, trace)
-        record = self._verdict(call) if call is not None else None
-        self._reduction.died(index, verdict=record, hung=hung)
-        self._check_deaths(index, record, how)
+        logger.warning("worker %d of pipeline %r was %s %s", number, self.pipeline.name, death.how, at)
+        record = None if death.call is None else self._verdict(death.call)
+        self._reduction.died(index, verdict=record, hung=death.hung)
+        self._check_deaths(index, death)
         if self.pipeline.combine is not None and self._results is not None:
             self._results.drain()  # what it has stored is done, though it could not say so
         crew.died(number)
-        if record is not None:
-            self._park(record, crew)
-        pool.start(number)
-
-    def _hung_at(self, number: int, call: int | None) -> tuple[bool, str]:
-        """Whether a worker that is gone was killed because it hung at this call, and where."""
-        if self._overdue is not None:
-            self._overdue.forget(number)
-        at, trace = self._hung.pop(number, (None, ""))
-        return (True, trace) if at is not None and at == call else (False, "")
-
-    def _check_deaths(self, index: int | None, record: Record | None, how: str) -> None:
-        if record is not None and self.pipeline.on_error == "stop":
-            deaths = self._deaths[record.number]
-            raise WorkerError(
-                f"worker {self.pipeline.worker_name} of pipeline {self.pipeline.name!r} was {how} at event {index}, "
-                f"{deaths.n} times",
-                event_index=index, error_type="WorkerHung" if deaths.hung else "WorkerDied",
-                traceback_text=deaths.trace,
-            )  # fmt: skip
-        if self._early_deaths > _MAX_EARLY_DEATHS:
-            raise PipelineError(
-                f"worker processes of pipeline {self.pipeline.name!r} end between events, {self._early_deaths} "
-                "in a row; the last "
-                f"was {how}. Memory may be short, or a library cannot be loaded: try on=Inline()"
-            )
-
-    def _park(self, record: Record, crew: Crew) -> None:
-        """Nobody gets this event any more, where that is ours to say; in a group the next member asks, and is told."""
-        if crew.give_up(record.number):
+        # In a group the next member asks, and is told.
+        if record is not None and crew.give_up(record.number):
             self._put(record)
+
+    def _check_deaths(self, index: int | None, death: Death) -> None:
+        fatal = death.given_up
+        if fatal is not None and self.pipeline.on_error == "stop":
+            raise WorkerError(
+                f"worker {self.pipeline.worker_name} of pipeline {self.pipeline.name!r} was {fatal.how} at event {index}, "
+                f"{fatal.n} times",
+                event_index=index, error_type=fatal.error_type, traceback_text=fatal.trace,
+            )  # fmt: skip
+        if self._deaths.too_many_early:
+            raise PipelineError(
+                f"worker processes of pipeline {self.pipeline.name!r} end between events, {self._deaths.n_early} "
+                f"in a row; the last was {death.how}. Memory may be short, or a library cannot be loaded: try on=Inline()"
+            )
 
     def _put(self, record: Record) -> None:
         if self._results is not None:

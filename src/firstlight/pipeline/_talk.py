@@ -32,6 +32,7 @@ __all__ = [
     "Job",
     "Known",
     "Left",
+    "Ping",
     "Quit",
     "Reported",
     "Retune",
@@ -116,6 +117,11 @@ class Retune:
 
 
 @dataclass(frozen=True, slots=True)
+class Ping:
+    """Nothing; but whether it is read shows whether anybody reads."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Finish what is under way and leave the run."""
 
@@ -125,7 +131,7 @@ class Quit:
     """There are no more runs: end the process."""
 
 
-ToWorker: TypeAlias = Begin | HandOut | Answer | Known | Retune | Stop | Quit
+ToWorker: TypeAlias = Begin | HandOut | Answer | Known | Retune | Ping | Stop | Quit
 
 
 # -- from a worker --------------------------------------------------------------------------------------------------

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from firstlight.pipeline._hanging import Overdue, _of_user
+import os
+from pathlib import Path
+
+from firstlight.pipeline._hanging import Overdue, _of_user, answering, traceback_of
 
 
 def test_a_worker_is_overdue_when_it_stays_at_one_call_too_long() -> None:
@@ -40,3 +43,16 @@ def test_of_a_dump_only_the_frames_of_the_user_are_shown() -> None:
         '  File "/home/me/saxs.py", line 30 in __call__'
     )
     assert _of_user("") == "" and _of_user("something else") == "something else"
+
+
+def test_who_is_asked_twice_does_not_answer_what_it_said_before(tmp_path: Path) -> None:
+    def at_first() -> str:
+        return traceback_of(os.getpid(), tmp_path / "trace")
+
+    def later() -> str:
+        return traceback_of(os.getpid(), tmp_path / "trace")
+
+    with answering(tmp_path / "trace"):
+        assert "in at_first" in at_first()
+        answer = later()
+    assert "in later" in answer and "in at_first" not in answer

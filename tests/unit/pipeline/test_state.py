@@ -275,6 +275,7 @@ def test_a_worker_sends_what_it_added_up_when_it_is_due() -> None:
         for index in indices:
             record = Record(index, "result", float(index), 2, 1000 - index, parameters=parameters)
             combiner.add(record, Gathered(index, list, list))
+            combiner.look()
 
     add(4, 1, 2)
     assert [numbers for numbers, _ in sent] == [[4, 1, 2]]
