@@ -144,3 +144,18 @@ def test_only_ctrl_c_stops_a_run_in_the_callers_thread(
         with pytest.raises(type(error())):
             running.join()
     assert running.join() and running.state == state
+
+
+class Interrupted(Collect):
+    n = 0
+
+    def finish(self) -> None:
+        type(self).n += 1
+        raise KeyboardInterrupt
+
+
+def test_a_last_call_that_is_interrupted_is_not_made_again() -> None:
+    running = run(pipeline(reducer=Interrupted), Items({"a": [b"frame"]}))
+    with pytest.raises(KeyboardInterrupt):
+        running.join()
+    assert running.join() and (running.state, Interrupted.n) == ("stopped", 1)

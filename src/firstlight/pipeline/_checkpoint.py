@@ -6,6 +6,7 @@ checkpoint is never needed: without one everything is reduced again, from the re
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from hashlib import blake2b
@@ -101,7 +102,7 @@ class Checkpoints:
             raise DataError(f"it is of version {meta.version}, and {_VERSION} can be read")
         if meta.width != self._pipeline.width:
             raise DataError(f"it is of events for {meta.width} workers, and they are for {self._pipeline.width} now")
-        if meta.reducer == kind_of(self._reduction.reducer) and meta.fresh != self._fresh():
+        if meta.reducer == kind_of(self._reduction.reducer) and meta.fresh != self._fresh:
             raise DataError("the reducer begins with other values now")
         if meta.encoding != self._pipeline.results:
             raise DataError(f"it is encoded as {meta.encoding!r}, and the pipeline reads {self._pipeline.results!r}")
@@ -144,10 +145,11 @@ class Checkpoints:
         left = ids.copy()
         for number in saved.held:  # these are read, and reduced, again
             left.discard(number, number)
-        meta = _Meta(_VERSION, saved.reducer, self._fresh(), self._pipeline.results, self._pipeline.width)
+        meta = _Meta(_VERSION, saved.reducer, self._fresh, self._pipeline.results, self._pipeline.width)
         data = pack({"state": saved.state, "counts": saved.counts, "ids": [list(pair) for pair in left]})
         self._producer.send(data, meta=msgspec.to_builtins(meta))
 
+    @functools.cached_property
     def _fresh(self) -> str:
         """Tells reducers of one class from each other that begin with other values, for example another number of bins."""
         state = packed_state(self._pipeline.make_reducer(), self._pipeline.results)

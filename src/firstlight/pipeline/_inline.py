@@ -11,10 +11,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from firstlight.errors import (
-    ConfigurationError,
-    StreamAbortedError,
-)
+from firstlight.errors import ConfigurationError
 from firstlight.pipeline._align import Action, Aligner, Ready
 from firstlight.pipeline._assign import Sharing
 from firstlight.pipeline._live import Live
@@ -28,7 +25,7 @@ from firstlight.pipeline._steps import Steps
 from firstlight.pipeline._wanted import Wanted
 from firstlight.pipeline._worker_views import Showing, WorkersShown
 
-__all__ = ["Inline", "Listening", "aborted_error"]
+__all__ = ["Inline", "Listening"]
 
 #: Messages that are kept at hand while their event waits for other inputs; what is beyond is fetched again.
 _MAX_HELD = 64
@@ -121,7 +118,6 @@ class InlineRun(Run):
         self._source = source
         self._steps = steps
         self._driving = threading.Lock()
-        self._aborted: Ended | None = None
         self._retunes: deque[tuple[ParameterSet, Mapping[str, Any]]] = deque()
         self._turns = self._work()
 
@@ -140,22 +136,17 @@ class InlineRun(Run):
 
     def _turn(self) -> None:
         try:
-            next(self._turns)
-        except StopIteration:
-            self._conclude()
+            for _ in self._turns:
+                return
+            self._end()
         except KeyboardInterrupt:
-            self._end("stopped")
+            self.stop()
+            self._end()
             raise
         except BaseException as error:
             self._fail(error)
             if not isinstance(error, Exception):  # the program ends
                 raise
-
-    def _conclude(self) -> None:
-        if self._aborted is not None:
-            self._end("aborted", aborted_error(self.pipeline, self._aborted))
-        else:
-            self._end("stopped" if self._stopping.is_set() else "finished")
 
     def _work(self) -> Iterator[None]:
         with ExitStack() as stack:
@@ -245,12 +236,3 @@ class InlineRun(Run):
             found = {name: messages[name] for name in part.ids}
             record, _ = step.work(part.index, found, at_hand.resolve, share=part.share)
             self._take(record)
-
-
-def aborted_error(pipeline: Pipeline, ended: Ended) -> StreamAbortedError:
-    """The error for an input that its producer gave up."""
-    return StreamAbortedError(
-        f"input {ended.name!r} of pipeline {pipeline.name!r} was given up by its producer: {ended.aborted}; "
-        "what came before was worked on, see .reducer",
-        reason=ended.aborted, stream=ended.name,
-    )  # fmt: skip

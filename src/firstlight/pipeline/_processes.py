@@ -23,7 +23,6 @@ from firstlight.pipeline._child import check_guarded, unguarded_text
 from firstlight.pipeline._crew import Crew, GroupCrew, ShareCrew
 from firstlight.pipeline._deaths import Death, Deaths, Fatal
 from firstlight.pipeline._history import ParameterHistory
-from firstlight.pipeline._inline import aborted_error
 from firstlight.pipeline._live import Live
 from firstlight.pipeline._parameters import ParameterSet
 from firstlight.pipeline._pipeline import Pipeline
@@ -31,7 +30,7 @@ from firstlight.pipeline._pool import Gone, Pool, Said
 from firstlight.pipeline._records import Record, UserError, WireRecord, from_wire, numbers_of
 from firstlight.pipeline._results import Results, Stopped
 from firstlight.pipeline._run import Executor, OnView, Run
-from firstlight.pipeline._sources import Ended, Source
+from firstlight.pipeline._sources import Source
 from firstlight.pipeline._talk import (
     Answer,
     Asked,
@@ -184,7 +183,6 @@ class ProcessesRun(Run):
         self._inbox: queue.SimpleQueue[Said | Gone | _Retuned | FirstlightError | None] = queue.SimpleQueue()
         self._deaths = Deaths(max_attempts=pipeline.max_attempts)
         self._watch: Watch | None = None
-        self._aborted: Ended | None = None
         self._results: Results | None = None
         self._width = pipeline.width
         self._tags = worker_tags(on.n, on.tags)
@@ -239,10 +237,7 @@ class ProcessesRun(Run):
         try:
             with ExitStack() as stack:
                 self._run(stack)
-            if self._aborted is not None:
-                self._end("aborted", aborted_error(self.pipeline, self._aborted))
-            else:
-                self._end("stopped" if self._stopping.is_set() else "finished")
+            self._end()
         except BaseException as error:  # noqa: BLE001 - of whatever it broke, it must not look like a run that goes on
             self._fail(error)
         finally:

@@ -31,7 +31,7 @@ _MAX_HELD = 10_000
 class Reducer(Protocol):
     """Adds results up. The answer must not depend on their order, and merging two halves must equal adding all to one.
 
-    These are used where they exist: `Ordered`, `Ticks`, `Finishes`.
+    These are used where they exist: `Ordered`, `Ticks`, `Finishes`, `Retunes`, and `Saves` for checkpoints.
     """
 
     def add(self, index: int, result: Any, /) -> None:

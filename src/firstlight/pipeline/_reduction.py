@@ -91,6 +91,7 @@ class Reduction:
         self._evicted: dict[str, int] = {}
         self._parameters: Mapping[str, Any] | None = None
         self._available = 0
+        self._has_finished = False
         #: Changes of the reducer, and after how many of them it failed to show itself.
         self._changes = self._failed_at = 0
 
@@ -381,8 +382,9 @@ class Reduction:
         with self._lock:
             if self._order is not None:
                 self._give(self._order.rest())
-            if not finish or not isinstance(self.reducer, Finishes):
+            if not finish or self._has_finished or not isinstance(self.reducer, Finishes):
                 return
+            self._has_finished = True  # also if Ctrl-C comes now
             self._changes += 1
             try:
                 self.reducer.finish()

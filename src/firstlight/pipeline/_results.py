@@ -81,36 +81,16 @@ class Results:
         self._thread = start(f"read {self.stream}", self._follow, self._failed)
 
     def _open(self, live: Live) -> None:
-        header = {
-            "pipeline": self._pipeline.name,
-            "worker": self._pipeline.worker_name,
-            "inputs": list(self._pipeline.inputs),
-            "input_stream": live.stream,
-            "parameters": {name: plain(value) for name, value in self._pipeline.parameters.items()},
-            "parameters_hash": self._pipeline.parameters_hash,
-            "combined": kind_of(self._reduction.reducer) if self._pipeline.combine is not None else None,
-        }
-        earlier = self._earlier()
         if live.group is not None and live.checkpoint_s is not None:
             self._checkpoints = Checkpoints(
                 self._client, self.stream, self._pipeline, self._reduction, live.checkpoint_s
             )
+        header, earlier = self._header(live), self._earlier()
         if earlier is None:
             self._forget_deleted(live)
             self._begin_writing(header)
             return
-        if (earlier.get("worker"), earlier.get("inputs")) != (header["worker"], header["inputs"]):
-            raise ConfigurationError(
-                f"run {live.group!r} of pipeline {self._pipeline.name!r} was begun with another worker or other inputs "
-                f"({earlier.get('worker')} on {earlier.get('inputs')}); {self.another}",
-                group=live.group,
-            )
-        if earlier.get("combined") != header["combined"]:
-            raise ConfigurationError(
-                f"run {live.group!r} of pipeline {self._pipeline.name!r} was begun with results combined by "
-                f"{earlier.get('combined') or 'nobody'}, not by {header['combined'] or 'nobody'}; choose another group",
-                group=live.group,
-            )
+        self._check_same(earlier, header, live.group)
         info = self._client.info(self.stream.source, **self._where)
         if info.aborted is not None and self._pipeline.output:
             raise ConfigurationError(
@@ -123,6 +103,39 @@ class Results:
             self._n_read = len(self._ids)
         if not self.finished:
             self._begin_writing()
+
+    def _header(self, live: Live) -> dict[str, Any]:
+        return {
+            "pipeline": self._pipeline.name,
+            "worker": self._pipeline.worker_name,
+            "inputs": list(self._pipeline.inputs),
+            "input_stream": live.stream,
+            "parameters": {name: plain(value) for name, value in self._pipeline.parameters.items()},
+            "parameters_hash": self._pipeline.parameters_hash,
+            "combined": kind_of(self._reduction.reducer) if self._pipeline.combine is not None else None,
+        }
+
+    def _earlier(self) -> dict[str, Any] | None:
+        """The header of a run of the same label."""
+        try:
+            return self._client.meta(self.stream.source, **self._where)
+        except StreamNotFoundError:
+            return None
+
+    def _check_same(self, earlier: Mapping[str, Any], header: Mapping[str, Any], group: str | None) -> None:
+        begun = f"run {group!r} of pipeline {self._pipeline.name!r} was begun with"
+        if (earlier.get("worker"), earlier.get("inputs")) != (header["worker"], header["inputs"]):
+            raise ConfigurationError(
+                f"{begun} another worker or other inputs ({earlier.get('worker')} on {earlier.get('inputs')}); "
+                f"{self.another}",
+                group=group,
+            )
+        if earlier.get("combined") != header["combined"]:
+            raise ConfigurationError(
+                f"{begun} results combined by {earlier.get('combined') or 'nobody'}, not by "
+                f"{header['combined'] or 'nobody'}; choose another group",
+                group=group,
+            )
 
     def _begin_writing(self, header: Mapping[str, Any] | None = None) -> None:
         combined = self._pipeline.combine is not None
@@ -149,13 +162,6 @@ class Results:
         if self._pipeline.output:
             return f"`firstlight delete {self.stream.source}/{self.stream.stream}` makes room for others"
         return "choose another group, so that their results do not mix"
-
-    def _earlier(self) -> dict[str, Any] | None:
-        """The header of a run of the same label."""
-        try:
-            return self._client.meta(self.stream.source, **self._where)
-        except StreamNotFoundError:
-            return None
 
     def _follow(self) -> None:
         # Without a result that is gone the answer would be one of fewer events, and look like any other.

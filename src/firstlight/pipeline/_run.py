@@ -17,7 +17,7 @@ from firstlight.pipeline._at_work import AtWork
 from firstlight.pipeline._parameters import ParameterSet
 from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._reduction import Reduction
-from firstlight.pipeline._sources import Source
+from firstlight.pipeline._sources import Ended, Source
 from firstlight.pipeline._stats import Stats
 from firstlight.pipeline._step import told
 from firstlight.pipeline._threads import as_ours
@@ -72,6 +72,10 @@ class Run(AtWork[Stats]):
         #: Seconds for which the inputs had nothing, and nothing was to be done; only while the run listens, and only live.
         self.silent_s = 0.0
         self._given_up: str | None = None
+        #: The input that its producer gave up, if one was.
+        self._aborted: Ended | None = None
+        #: Another run may go on where this one was stopped.
+        self._can_be_continued = False
         self._state: State = "running"
         self._reduction = Reduction(pipeline, live=source.live)
         self._reduction.retune(self.parameters.values)
@@ -231,9 +235,6 @@ class Run(AtWork[Stats]):
         else:
             self._worker_views.put(worker, shown.views)
 
-    #: Another run may go on where this one was stopped.
-    _can_be_continued = False
-
     def _show(self) -> None:
         """Call the reducer's timer, and hand views out, when it is time.
 
@@ -265,30 +266,37 @@ class Run(AtWork[Stats]):
             logger.warning("%s", error)
 
     def _fail(self, error: BaseException) -> None:
-        """The run ends with this error, whoever made it."""
+        """The run is over because of this error, whoever made it."""
         if isinstance(error, WorkerError):
             self._reduction.worker_failed(error)
-        self._end("failed", as_ours(error, f"the run of pipeline {self.pipeline.name!r}"))
+        self._set_over("failed", as_ours(error, f"the run of pipeline {self.pipeline.name!r}"))
 
-    def _end(self, state: State, error: FirstlightError | None = None) -> None:
-        """The run is over, for this reason."""
+    def _end(self) -> None:
+        """Nothing went wrong and nothing more comes: the reducer is told, and the run is over."""
         if self._over.is_set():
             return
-        if state == "stopped" and self._given_up is not None:
-            state, error = "aborted", StreamAbortedError(
-                f"pipeline {self.pipeline.name!r} waits no longer: {self._given_up}; what came before was worked on, see "
-                ".reducer",
-                reason=self._given_up,
-            )  # fmt: skip
-        if state != "failed":
-            try:
-                self._reduction.conclude(finish=state != "stopped" or not self._can_be_continued)
-                if self._on_view is not None and self.view_version != self._shown_version:
-                    self._show_now(self._on_view)
-            except PipelineError as failure:
-                if isinstance(failure, WorkerError):
-                    self._reduction.worker_failed(failure)
-                state, error = "failed", failure
+        error = self._abort_error()
+        state: State = "aborted" if error is not None else "stopped" if self._stopping.is_set() else "finished"
+        try:
+            self._reduction.conclude(finish=state != "stopped" or not self._can_be_continued)
+            if self._on_view is not None and self.view_version != self._shown_version:
+                self._show_now(self._on_view)
+        except PipelineError as failure:
+            self._fail(failure)
+        else:
+            self._set_over(state, error)
+
+    def _abort_error(self) -> StreamAbortedError | None:
+        who, before = f"pipeline {self.pipeline.name!r}", "what came before was worked on, see .reducer"
+        if self._aborted is not None:
+            name, reason = self._aborted.name, self._aborted.aborted
+            text = f"input {name!r} of {who} was given up by its producer: {reason}; {before}"
+            return StreamAbortedError(text, reason=reason, stream=name)
+        if self._given_up is not None:
+            return StreamAbortedError(f"{who} waits no longer: {self._given_up}; {before}", reason=self._given_up)
+        return None
+
+    def _set_over(self, state: State, error: FirstlightError | None) -> None:
         self._reduction.ended()
         self._state = state
         self.error = error

@@ -11,6 +11,7 @@ import pytest
 
 from firstlight.errors import FirstlightError, PipelineError, StreamNotFoundError
 from firstlight.pipeline._feeds import Task
+from firstlight.pipeline._outlets import PipeOutlet
 from firstlight.pipeline._settling import Settler
 from firstlight.pipeline._threads import as_ours, start
 
@@ -42,19 +43,21 @@ def test_an_error_of_ours_stays_what_it_is() -> None:
     assert as_ours(error, "anything") is error
 
 
-@pytest.mark.parametrize("wait", [lambda settler, task: settler.drain(), lambda settler, task: put_many(settler, task)])
-def test_records_that_cannot_be_made_safe_are_an_error_for_who_waits(wait: Callable[[Settler, Task], None]) -> None:
-    def settle(records: Sequence[Any]) -> None:
+class BrokenOutlet(PipeOutlet):
+    def settle(self, records: Sequence[Any]) -> None:
         raise AttributeError("a mistake")
-
-    settler = Settler(settle)
-    task = Task(1, dict, lambda: None)
-    settler.put(task, (1, b"", {}))
-    with pytest.raises(PipelineError, match="thread 'settle records' broke: AttributeError: a mistake"):
-        wait(settler, task)
-    settler.close()
 
 
 def put_many(settler: Settler, task: Task) -> None:
     for _ in range(2000):
         settler.put(task, None)
+
+
+@pytest.mark.parametrize("wait", [lambda settler, task: settler.drain(), put_many], ids=["drain", "put"])
+def test_records_that_cannot_be_made_safe_are_an_error_for_who_waits(wait: Callable[[Settler, Task], None]) -> None:
+    settler = Settler(BrokenOutlet(lambda _: None), lambda: None)
+    task = Task(1, dict, lambda: None)
+    settler.put(task, (1, b"", {}))
+    with pytest.raises(PipelineError, match="thread 'settle records' broke: AttributeError: a mistake"):
+        wait(settler, task)
+    settler.close()
