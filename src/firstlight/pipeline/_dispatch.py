@@ -44,8 +44,8 @@ class Dispatch:
 
     The shares of an event go to different workers, unless tags or keys leave no choice.
 
-    An event for everyone goes to each worker before anything that was offered behind it, and to each that starts later;
-    it is done when one worker has done it.
+    An event for everyone goes to each worker before anything that was offered behind it, behind what waits for that worker
+    and has a lower number, and to each that starts later; it is done when one worker has done it.
 
     Parameters
     ----------
@@ -198,10 +198,8 @@ class Dispatch:
     def assign(self) -> list[Assignment]:
         """Hand out what waits, as far as the workers take it."""
         given: dict[int, list[Ready]] = {}
-        for worker, owed in self._owed.items():
-            for number in owed:
-                self._give(worker, number, self._for_everyone[number], given)
-            owed.clear()
+        for worker in self._owed:
+            self._give_owed(worker, given)
         # Only those that have less than half, so that what is handed out comes in lots and not one by one.
         room = [worker for worker, has in self._has.items() if 2 * len(has) <= self.per_worker]
         while self._waiting and room:
@@ -209,9 +207,23 @@ class Dispatch:
             found = self._next_for(worker)
             if found is not None:
                 self._give(worker, found, self._waiting.pop(found), given)
+                self._give_owed(worker, given)
             if found is None or len(self._has[worker]) >= self.per_worker:
                 room.remove(worker)
+        for worker in self._owed:  # others may have taken what it would have been behind
+            self._give_owed(worker, given)
         return [Assignment(worker, events) for worker, events in given.items()]
+
+    def _give_owed(self, worker: int, given: dict[int, list[Ready]]) -> None:
+        """Hand out what is for everyone, as far as it is its turn: the end of a series must not overtake its frames."""
+        owed = self._owed[worker]
+        if not owed:
+            return
+        lowest = self._lowest_for(worker)[0]
+        for number in owed:
+            if lowest is None or number < lowest:
+                self._give(worker, number, self._for_everyone[number], given)
+        self._owed[worker] = [number for number in owed if lowest is not None and number > lowest]
 
     # -- who may have what --------------------------------------------------------------------------------------------
 
@@ -238,8 +250,8 @@ class Dispatch:
                 self._heaps[worker].append(heap)
         heappush(heap, number)
 
-    def _next_for(self, worker: int) -> int | None:
-        """Take the lowest number that this worker may have out of where it waits; None if there is none."""
+    def _lowest_for(self, worker: int) -> tuple[int | None, list[int]]:
+        """The lowest number that this worker may have, and where it waits."""
         best: int | None = None
         source: list[int] = []
         bound = self._bound[worker]
@@ -247,11 +259,16 @@ class Dispatch:
             number = self._first_in(heap, worker, bound=heap is bound)
             if number is not None and (best is None or number < best):
                 best, source = number, heap
+        return best, source
+
+    def _next_for(self, worker: int) -> int | None:
+        """Take the lowest number that this worker may have out of where it waits; None if there is none."""
+        best, source = self._lowest_for(worker)
         if best is None or self._is_too_large(worker, self._waiting[best]):
             return None
         _remove(source, best)
         share = self._waiting[best].share
-        if share.key is not None and source is not bound:
+        if share.key is not None and source is not self._bound[worker]:
             self._place((share.tags, share.key), worker)
         return best
 
@@ -327,7 +344,8 @@ class Dispatch:
     @property
     def idle(self) -> bool:
         """Nothing waits, and nobody has anything."""
-        return not self._waiting and not self._begun and not any(self._has.values()) and not any(self._kept.values())
+        handed_out = not self._waiting and not any(self._owed.values())
+        return handed_out and not self._begun and not any(self._has.values()) and not any(self._kept.values())
 
 
 class _Places:

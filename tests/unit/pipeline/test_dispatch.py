@@ -312,12 +312,40 @@ def test_what_is_for_everyone_comes_before_what_was_offered_behind_it() -> None:
     dispatch.offer(event(2))
     for_everyone(dispatch, 3)
     dispatch.offer(event(4))
-    assert given_out(dispatch) == {0: [3]}  # more than fits, but nobody may wait for it
+    assert given_out(dispatch) == {0: [1]}
     dispatch.add_worker(1)
-    assert given_out(dispatch) == {1: [3]}
-    dispatch.done(0, [3])
+    # Nothing that it may have is before it now: more than fits, but nobody may wait for it.
+    assert given_out(dispatch) == {0: [3], 1: [2, 3]}
+    dispatch.done(0, [1, 3])
+    assert given_out(dispatch) == {0: [4]}
+
+
+def test_what_is_for_everyone_does_not_overtake_what_was_before() -> None:
+    dispatch = ready_for(2, per_worker=10)
+    for_everyone(dispatch, 1)
+    for index in range(2, 8):
+        dispatch.offer(event(index), Share(key=index % 2))
+    for_everyone(dispatch, 8)
+    given = given_out(dispatch)
+    assert {worker: (got[0], got[-1], sorted(got) == got) for worker, got in given.items()} == {
+        0: (1, 8, True), 1: (1, 8, True),
+    }  # fmt: skip
+
+
+def test_it_is_not_over_before_everyone_has_what_is_for_everyone() -> None:
+    dispatch = Dispatch(generic(2), per_worker=1)
+    dispatch.add_worker(0)
+    dispatch.offer(event(1), Share(key=0))
+    dispatch.offer(event(2), Share(key=0))
+    for_everyone(dispatch, 3)
+    dispatch.add_worker(1)
+    assert given_out(dispatch) == {0: [1], 1: [3]}
     dispatch.done(1, [3])
-    assert given_out(dispatch) == {0: [1], 1: [2]}
+    dispatch.done(0, [1])
+    assert not dispatch.idle
+    assert given_out(dispatch) == {0: [2, 3]}
+    dispatch.done(0, [2, 3])
+    assert dispatch.idle
 
 
 def test_what_is_for_everyone_is_done_when_one_has_done_it() -> None:
