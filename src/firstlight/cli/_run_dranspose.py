@@ -41,6 +41,14 @@ def run_dranspose(
     workers: Annotated[
         int, typer.Option("--workers", "--nworkers", min=0, help="Processes; 0 runs in this one, for the debugger.")
     ] = 2,
+    worker_names: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--worker-name",
+            metavar="NAME",
+            help="What the payload is told that the first worker is called; repeatable.",
+        ),
+    ] = None,
     tags: Tags = None,
     hang_after: HangAfter = None,
     files: Annotated[
@@ -69,8 +77,8 @@ def run_dranspose(
         list[str] | None,
         typer.Option(
             "--ingester",
-            metavar=f"STREAM={_CLASS}",
-            help="An ingester class of dranspose that receives a stream; repeatable.",
+            metavar=f"STREAM[,STREAM]={_CLASS}",
+            help="An ingester class of dranspose that receives a stream, or several; repeatable.",
             rich_help_panel=_LIVE,
         ),
     ] = None,
@@ -113,7 +121,7 @@ def run_dranspose(
 
     values = read_parameters(parameters) if parameters is not None else {}
     executor = executor_of(workers, hang_after, tags_of(tags or []))
-    with Payload(worker, reducer, parameters=values) as payload:
+    with Payload(worker, reducer, parameters=values, worker_names=worker_names or []) as payload:
         if controller_port is not None:
             from_elsewhere = {"--from": files or more_files, "--source": source, "--stream": stream, "--follow": scans}
             _refuse("--controller-port", from_elsewhere)
@@ -171,8 +179,12 @@ def _feed(
     if inputs:
         _refuse("--input", {"--set": settings})
         return NextStreams(inputs, url=url, beamtime=beamtime)
-    classes = dict(_split("--ingester", "STREAM=MODULE:CLASS", given) for given in ingesters)
-    own: dict[str, dict[str, str]] = {stream: {} for stream in classes}
+    classes = {
+        tuple(names.split(",")): target
+        for names, target in (_split("--ingester", "STREAM=MODULE:CLASS", given) for given in ingesters)
+    }
+    settings_of: dict[tuple[str, ...], dict[str, str]] = {streams: {} for streams in classes}
+    own = {stream: settings_of[streams] for streams in classes for stream in streams}
     for given in settings:
         place, value = _split("--set", "STREAM.NAME=VALUE", given)
         stream, _, name = place.rpartition(".")
@@ -180,7 +192,9 @@ def _feed(
             raise ConfigurationError(f"--set {given!r} names no stream of an --ingester; there are {', '.join(own)}")
         own[stream][name] = value
     return Ingesting(
-        {stream: Ingest(target, own[stream]) for stream, target in classes.items()}, url=url, beamtime=beamtime
+        {streams: Ingest(target, settings_of[streams]) for streams, target in classes.items()},
+        url=url,
+        beamtime=beamtime,
     )
 
 

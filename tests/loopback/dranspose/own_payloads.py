@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+import json
 import os
 import signal
 import threading
 import time
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
 from dranspose.data.albaem import AlbaemPacket
+from dranspose.event import StreamData
+from dranspose.ingester import Ingester, IngesterSettings, IsSoftwareTriggered
 from dranspose.middlewares import contrast, eiger_legacy, lecroy, pcap, stream1, xspress
 from dranspose.middlewares.positioncap import PositioncapParser
 from dranspose.parameters import BinaryParameter, FloatParameter, IntParameter
@@ -18,8 +24,11 @@ from readerwriterlock.rwlock import RWLockFair
 __all__ = [
     "Broken",
     "Closing",
+    "CountingIngester",
+    "CountingSettings",
     "Dying",
     "Failing",
+    "FirstFrames",
     "FrameNumbers",
     "Lists",
     "Names",
@@ -57,6 +66,44 @@ class Offsets(FrameNumbers):
 
     def process_event(self, event: Any, parameters: Any, tick: bool) -> Any:
         return [parameters["offset"].value, len(parameters["mask"].value)]
+
+
+class FirstFrames:
+    """What the first frame of each stream is."""
+
+    def __init__(self, parameters: Any, context: Any, state: Any, **kwargs: Any) -> None:
+        self.name = state.name
+
+    def process_event(self, event: Any, parameters: Any, tick: bool) -> Any:
+        return {name: bytes(stream.frames[0].buffer) for name, stream in event.streams.items()}
+
+
+class CountingSettings(IngesterSettings):
+    """Frames of each stream."""
+
+    n: int = 3
+
+
+class CountingIngester(Ingester):
+    """Several streams that need nobody to send them, and one that software triggers."""
+
+    def __init__(self, settings: CountingSettings) -> None:
+        super().__init__(settings=settings)
+        self.n = settings.n
+
+    async def run_source(self, stream: str) -> AsyncIterator[Any]:
+        while stream == "asked":
+            yield IsSoftwareTriggered()
+        for number in range(-1, self.n + 1):
+            await asyncio.sleep(0.01)
+            header = {"htype": "image", "frame": number, "of": stream}
+            if number in (-1, self.n):
+                header = {"htype": "header" if number < 0 else "series_end", "of": stream}
+            yield StreamData(typ="STINS", frames=[json.dumps(header).encode()])
+
+    def software_trigger(self) -> Iterator[Any]:
+        for number in itertools.count():
+            yield {"asked": StreamData(typ="JSON", frames=[str(number).encode()])}
 
 
 class Blocking:

@@ -283,3 +283,20 @@ def test_parameters_are_set_between_scans(
         until(lambda: httpx.get(f"{controller}/api/v1/progress").json()["finished"])
         until(lambda: set(shown(at).values()) == {str([offset, 0])})  # noqa: B023 - waited for here
     assert command.interrupt()[0] == 0, command.said
+
+
+def test_several_streams_of_one_ingester_as_they_are_typed(types: Callable[..., Typed], service: ThreadService) -> None:
+    command = types(
+        "-w", "own_payloads:FirstFrames", "-r", "own_payloads:Lists", "--controller-port", "0", "--url", service.url,
+        "--ingester", "a,asked=own_payloads:CountingIngester", "--set", "asked.n=2", "--workers", "1", "--worker-name", "w1",
+    )  # fmt: skip
+    controller = command.url("the controller")
+    config = httpx.get(f"{controller}/api/v1/config").json()
+    assert [(one["name"], one["streams"]) for one in config["ingesters"]] == [("a_asked-ingester", ["a", "asked"])]
+    assert [worker["name"] for worker in config["workers"]] == ["w1"]
+    every = [[{"constraint": 0, "tags": ["generic"]}]] * 2
+    posted = {"parts": {"main": {"a": every, "asked": every}}, "sequence": ["main"]}
+    assert httpx.post(f"{controller}/api/v1/sequence", json=posted, timeout=WITHIN_S).status_code == 200
+    progress = until(lambda: (found := httpx.get(f"{controller}/api/v1/progress").json())["finished"] and found)
+    assert (progress["completed_events"], progress["error"]) == (4, None)
+    assert command.interrupt()[0] == 0, command.said

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +15,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import zmq
 
 pytest.importorskip("dranspose", reason="dranspose is not installed: python -m pip install '.[test]'")
 
@@ -58,18 +61,21 @@ class Beamline:
         *,
         n: int = 2,
         tags: dict[str, list[int]] | None = None,
+        worker_names: tuple[str, ...] = (),
+        names: tuple[str, ...] = ("camera", "panda"),
     ) -> None:
-        self.detectors = {name: Pusher("tcp://127.0.0.1:0", waiting=1000) for name in ("camera", "panda")}
+        self.detectors = {name: Pusher("tcp://127.0.0.1:0", waiting=1000) for name in names}
         for detector in self.detectors.values():
             stack.callback(detector.close)
         ingests = {name: Ingest(STINS, {"upstream_url": d.endpoint}) for name, d in self.detectors.items()}
-        self.payload = stack.enter_context(Payload(worker, reducer))
+        self.payload = stack.enter_context(Payload(worker, reducer, worker_names=worker_names))
         feed = Ingesting(ingests, url=service.url, after_end_s=2.0)
         self.scans = Scans(self.payload, feed, Processes(n, tags=tags or {}))
         stack.callback(self.scans.close)
+        self.logs = LogKeeper()
         web = WebServer(
             [
-                (controller_app(self.scans, LogKeeper()), 0, "--controller-port"),
+                (controller_app(self.scans, self.logs), 0, "--controller-port"),
                 (reducer_app(self.payload), 0, "--port"),
             ]
         )
@@ -442,3 +448,56 @@ def test_streams_of_the_service_that_no_ingester_sends(
         scans.close()
         # No message is taken for a header: the first event of the map has none.
         assert payload.current.user.results == {1: {"eiger": 0}, 2: {"eiger": 1}, 3: {"eiger": 2}}  # type: ignore[union-attr]
+
+
+def test_logs_are_told_as_they_come(beamline: Beamline) -> None:
+    def log(text: str, level: int = logging.INFO) -> None:
+        beamline.logs.handle(logging.LogRecord("firstlight.test", level, __file__, 7, text, None, None))
+
+    log("before")
+    with beamline.http.stream("GET", "/log_stream") as answer:
+        assert answer.status_code == 200
+        lines = answer.iter_lines()
+        never_over = threading.Event()
+
+        def write() -> None:
+            number = 0
+            while not never_over.wait(0.05):  # the reader hears what comes from when it was let in
+                number += 1
+                log(f"message {number}")
+
+        writing = threading.Thread(target=write)
+        writing.start()
+        heard = [json.loads(next(lines)) for _ in range(5)]
+        never_over.set()
+        writing.join()
+    numbers = [int(record["msg"].removeprefix("message ")) for record in heard]
+    assert numbers == list(range(numbers[0], numbers[0] + 5))
+    assert (heard[0]["levelname"], heard[0]["name"], heard[0]["lineno"]) == ("INFO", "firstlight.test", 7)
+    assert beamline.http.get("/logs").json()[0]["msg"] == "before"
+
+
+def test_a_published_worker_that_sends_frames_on(build: Callable[..., Beamline]) -> None:
+    """It makes the number of a port of the name of its process, and keeps its socket from scan to scan."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    beamline = build("own_repub:LocalRepub", n=1, worker_names=(f"w{port}",), names=("eiger",))
+    assert [worker["name"] for worker in beamline.http.get("/config").json()["workers"]] == [f"w{port}"]
+    context = zmq.Context()
+    listener = context.socket(zmq.PULL)
+    listener.linger = 0
+    listener.connect(f"tcp://127.0.0.1:{port}")
+    try:
+        for _ in range(2):
+            beamline.start(3, "eiger")
+            beamline.send("eiger", 3)
+            heard = []
+            for _ in range(5):
+                assert listener.poll(WITHIN_S * 1000)
+                heard.append(listener.recv_multipart())
+            assert [len(parts) for parts in heard] == [1, 2, 2, 2, 1]
+            assert [parts[1] for parts in heard[1:4]] == [np.full((2, 3), n, np.uint16).tobytes() for n in range(3)]
+            assert beamline.finished()["error"] is None
+    finally:
+        listener.close()
+        context.term()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import socket
 import threading
 from collections.abc import Iterator
@@ -186,6 +187,46 @@ def test_a_pandabox_whose_header_every_worker_needs(
     assert [found for _, found in sorted(reducer.results.items())] == n_arms * expected
 
 
+def scanned(service: ThreadService, ingests: Any, n: int) -> dict[int, dict[str, bytes]]:
+    """The first frames of each event of a scan in which all streams have something for all events."""
+    with Payload("own_payloads:FirstFrames", "own_payloads:Lists") as payload:
+        feed = Ingesting(ingests, url=service.url)
+        scans = Scans(payload, feed, Processes(1))
+        entries = [[{"constraint": number}] for number in range(n)]
+        scan = scans.start(ScanMap({"parts": {"main": dict.fromkeys(feed.streams, entries)}, "sequence": ["main"]}))
+        try:
+            assert scan.join(WITHIN_S), scan.progress()
+        finally:
+            scans.close()
+        progress = scan.progress()
+        assert (progress["completed_events"], progress["incomplete_events"], progress["error"]) == (n + 2, [], None)
+        results: dict[int, dict[str, bytes]] = payload.current.user.results  # type: ignore[union-attr]
+        return results
+
+
+def test_a_published_ingester_that_software_triggers(payloads: Path, service: ThreadService) -> None:
+    panda = Panda(1, 9)
+    target = "examples.dummy.sw_trig_ingester:SoftTriggerPcapIngester"
+    try:
+        found = scanned(service, {("pcap", "dummy"): Ingest(target, {"upstream_url": panda.url})}, 9)
+    finally:
+        panda.close()
+    assert [json.loads(event["dummy"]) for event in found.values()] == [{"temperature": 315.15}] * 11
+    assert [found[number + 1]["pcap"] for number in range(9)] == [f" {n} {n / 8}\n".encode() for n in range(9)]
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["in one ingester", "in two ingesters"])
+def test_several_streams_of_one_ingester(payloads: Path, service: ThreadService, together: bool) -> None:
+    groups = [("a", "b", "asked")] if together else [("a", "b"), ("asked",)]
+    found = scanned(service, {streams: Ingest("own_payloads:CountingIngester", {"n": "3"}) for streams in groups}, 3)
+    for stream in ("a", "b"):
+        headers = [json.loads(found[number][stream]) for number in range(5)]
+        assert {header["of"] for header in headers} == {stream}
+        assert [header.get("frame") for header in headers] == [None, 0, 1, 2, None]
+    # It was asked once for each event, and what it said belongs to that.
+    assert [found[number]["asked"] for number in range(5)] == [b"0", b"1", b"2", b"3", b"4"]
+
+
 def test_an_ingester_that_fails_ends_the_scan_with_the_reason(payloads: Path, service: ThreadService) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         nobody = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
@@ -206,3 +247,6 @@ def test_ingesters_that_cannot_be(payloads: Path) -> None:
         Ingest("own_payloads:Lists", {})
     with pytest.raises(ConfigurationError, match="at least one"):
         Ingesting({})
+    counting = Ingest("own_payloads:CountingIngester", {})
+    with pytest.raises(ConfigurationError, match="stream 'a' has two ingesters"):
+        Ingesting({"a": counting, ("b", "a"): counting})

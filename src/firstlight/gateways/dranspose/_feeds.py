@@ -10,8 +10,9 @@ from contextlib import ExitStack
 from firstlight.client import DEFAULT_URL, Client
 from firstlight.errors import ConfigurationError
 from firstlight.gateways.dranspose._dump import Dump
-from firstlight.gateways.dranspose._ingest import Ingest
+from firstlight.gateways.dranspose._ingest import Ingest, Out
 from firstlight.gateways.dranspose._map import ScanMap
+from firstlight.gateways.dranspose._triggered import Pace
 from firstlight.model import DEFAULT_BEAMTIME
 from firstlight.pipeline import Live
 
@@ -33,7 +34,7 @@ class Ingesting:
     Parameters
     ----------
     ingests
-        Stream -> who receives it.
+        Stream, or several of them -> who receives it.
     url, beamtime
         The service that keeps what was received.
     after_end_s
@@ -41,43 +42,64 @@ class Ingesting:
     """
 
     def __init__(
-        self, ingests: Mapping[str, Ingest], *, url: str = DEFAULT_URL, beamtime: str = DEFAULT_BEAMTIME,
+        self, ingests: Mapping[str | tuple[str, ...], Ingest], *, url: str = DEFAULT_URL, beamtime: str = DEFAULT_BEAMTIME,
         after_end_s: float = _AFTER_END_S,
     ) -> None:  # fmt: skip
         if not ingests:
             raise ConfigurationError("which streams? Name at least one ingester")
-        self._ingests = dict(ingests)
+        self._ingests = {(names,) if isinstance(names, str) else names: ingest for names, ingest in ingests.items()}
+        for stream in self.streams:
+            if self.streams.count(stream) > 1:
+                raise ConfigurationError(f"stream {stream!r} has two ingesters")
         self._url = url
         self._beamtime = beamtime
         self._after_end_s = after_end_s
         self._under_way: ExitStack | None = None
 
     @property
+    def ingesters(self) -> tuple[tuple[str, ...], ...]:
+        """The streams of each ingester."""
+        return tuple(self._ingests)
+
+    @property
     def streams(self) -> tuple[str, ...]:
         """Those that have an ingester."""
-        return tuple(self._ingests)
+        return tuple(stream for streams in self._ingests for stream in streams)
 
     def begin(self, scan: ScanMap) -> Wait:
         """Let the ingesters of the scan connect."""
-        name = f"scan-{scan.uuid}"
         with ExitStack() as stack:
             client = stack.enter_context(Client(self._url, name="dranspose ingesters"))
-            for stream in scan.streams:
-                producer = client.produce(
-                    stream, beamtime=self._beamtime, stream=name, finish=False, linger=0.0,
-                    header={"dranspose": {"ingester": self._ingests[stream].target}},
-                )  # fmt: skip
-                dump = Dump(scan.dump_prefix, stream, scan.uuid, scan.event_of(stream)) if scan.dump_prefix else None
-                stack.enter_context(self._ingests[stream].start(stream, producer, scan.n_messages(stream), dump))
+            pace = Pace(scan)
+            for streams, ingest in self._ingests.items():
+                outs = {
+                    stream: self._out(client, scan, stream, ingest.target)
+                    for stream in streams
+                    if stream in scan.streams
+                }
+                if outs:
+                    stack.enter_context(ingest.start(streams, outs, pace))
             self._under_way = stack.pop_all()
-        live = Live(self._url, beamtime=self._beamtime, stream=name, after_end_s=self._after_end_s)
+        live = Live(self._url, beamtime=self._beamtime, stream=_name(scan), after_end_s=self._after_end_s)
         return lambda stopping: (live, ())
+
+    def _out(self, client: Client, scan: ScanMap, stream: str, target: str) -> Out:
+        producer = client.produce(
+            stream, beamtime=self._beamtime, stream=_name(scan), finish=False, linger=0.0,
+            header={"dranspose": {"ingester": target}},
+        )  # fmt: skip
+        dump = Dump(scan.dump_prefix, stream, scan.uuid, scan.event_of(stream)) if scan.dump_prefix else None
+        return Out(stream, producer, scan.n_messages(stream), dump)
 
     def end(self, scan: ScanMap) -> None:
         """Disconnect."""
         if self._under_way is not None:
             self._under_way.close()
             self._under_way = None
+
+
+def _name(scan: ScanMap) -> str:
+    return f"scan-{scan.uuid}"
 
 
 class NextStreams:
@@ -97,6 +119,11 @@ class NextStreams:
         self._url = url
         self._beamtime = beamtime
         self._after_end_s = after_end_s
+
+    @property
+    def ingesters(self) -> tuple[tuple[str, ...], ...]:
+        """Each source alone."""
+        return tuple((source,) for source in self._sources)
 
     @property
     def streams(self) -> tuple[str, ...]:

@@ -128,6 +128,19 @@ class ScanMap:
         counts = {name: sum(entry is not None for entry in part.get(stream, ())) for name, part in self.parts.items()}
         return sum(counts[name] for name in self.sequence)
 
+    def places(self) -> Iterator[dict[str, int]]:
+        """The events, in order: which message of each stream belongs to it; streams without one are left out."""
+        last = dict.fromkeys(self.streams, 0)
+        for name in self.sequence:
+            part = self.parts[name]
+            for at in range(_n_events(part)):
+                found = {}
+                for stream, entries in part.items():
+                    if entries[at] is not None:
+                        last[stream] += 1
+                        found[stream] = last[stream]
+                yield found
+
     def event_of(self, stream: str) -> Callable[[int], int | None]:
         """A function: the number of the event, from 0, to which a message of the stream belongs; None if to none."""
         compiled = self.align().compiled

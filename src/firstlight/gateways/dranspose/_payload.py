@@ -46,6 +46,9 @@ class Payload:
         ``module:Class``; modules are looked for in the working directory, too.
     parameters
         Values to begin with, as bytes; those that the classes describe and are not given have their defaults.
+    worker_names
+        What payloads are told that worker processes are called, where they make something of it; the others are
+        ``worker-0`` and so on, by their number.
 
     Raises
     ------
@@ -62,9 +65,13 @@ class Payload:
             print(payload.publish)
     """
 
-    def __init__(self, worker: str, reducer: str, *, parameters: Mapping[str, bytes] | None = None) -> None:
+    def __init__(
+        self, worker: str, reducer: str, *, parameters: Mapping[str, bytes] | None = None,
+        worker_names: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         self.worker = worker
         self.reducer = reducer
+        self.worker_names = tuple(worker_names)
         self._kind = load_class(reducer)
         self.descriptions = described((load_class(worker), self._kind))
         self._changing = threading.Lock()
@@ -89,7 +96,7 @@ class Payload:
         to rely; live they are not held back for that.
         """
         descriptions = ParameterList.dump_json(list(self.descriptions.values()))
-        worker = PayloadWorker(self.worker, self._board, descriptions, secrets.token_hex(8))
+        worker = PayloadWorker(self.worker, self._board, descriptions, secrets.token_hex(8), self.worker_names)
         reducer = partial(self._new_reducer, ordered=tuple(inputs) == (EVENTS,))
         return Pipeline(
             name, inputs=inputs, worker=worker, reducer=reducer, align=align or AsRecorded(), on_error="skip",

@@ -2,7 +2,8 @@
 
 Controller
     ``GET|POST /api/v1/sequence``, ``GET /progress``, ``/status``, ``/config``, ``/load``, ``/parameters``,
-    ``GET|POST /parameter/{name}``, ``POST /stop``, ``/sardana_hook``, ``GET|POST /mapping``, ``GET /logs``
+    ``GET|POST /parameter/{name}``, ``POST /stop``, ``/sardana_hook``, ``GET|POST /mapping``, ``GET /logs``,
+    ``/log_stream``
 Reducer
     ``GET /api/v1/status``, ``GET|POST /api/v1/parameter/{name}``, and the ``publish`` tree as HSDS serves a file
 
@@ -11,10 +12,11 @@ What cannot be used is answered with 400 and ``{"detail": one line}``, as they d
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from importlib.metadata import version
 from typing import Any, TypeAlias
 
@@ -23,7 +25,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from firstlight.errors import ConfigurationError, ConnectionLostError, FirstlightError
@@ -40,6 +42,7 @@ from firstlight.gateways.dranspose._map import ScanMap, uniform
 from firstlight.gateways.dranspose._payload import Payload
 from firstlight.gateways.dranspose._publish import opened_by
 from firstlight.gateways.dranspose._scans import Scans
+from firstlight.gateways.dranspose._worker import worker_name
 from firstlight.hdf5tree import hsds_routes
 
 __all__ = ["LogKeeper", "controller_app", "reducer_app"]
@@ -48,6 +51,7 @@ _API = "/api/v1"
 #: Maps of long scans are lists with an entry for each event; binary parameters are masks.
 _MAX_BODY_BYTES = 256 << 20
 _N_LOGS = 1000
+_LOOK_EVERY_S = 0.2
 #: Of a uniform map, which is a list with an entry for each.
 _MAX_POINTS = 1_000_000
 _NOWHERE = "tcp://localhost:1"
@@ -56,11 +60,13 @@ _Answer: TypeAlias = Callable[[Request, bytes], Any]
 
 
 class LogKeeper(logging.Handler):
-    """Keeps the newest records for ``/logs``; to be added to a logger by who serves."""
+    """Keeps the newest records for ``/logs`` and ``/log_stream``; to be added to a logger by who serves."""
 
     def __init__(self) -> None:
         super().__init__()
         self.kept: deque[dict[str, Any]] = deque(maxlen=_N_LOGS)
+        #: So many were kept so far.
+        self.n = 0
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep one."""
@@ -70,6 +76,16 @@ class LogKeeper(logging.Handler):
                 "name": record.name, "lineno": record.lineno, "msg": record.getMessage(),
             }
         )  # fmt: skip
+        self.n += 1
+
+    def since(self, n: int) -> tuple[list[dict[str, Any]], int]:
+        """Those that came after so many were kept, as far as there is room for them; and how many were kept by now."""
+        self.acquire()
+        try:
+            n_new = min(self.n - n, len(self.kept))
+            return (list(self.kept)[-n_new:] if n_new > 0 else []), self.n
+        finally:
+            self.release()
 
 
 def reducer_app(payload: Payload) -> Starlette:
@@ -99,7 +115,8 @@ def controller_app(scans: Scans, logs: LogKeeper) -> Starlette:
         for method, answers_of in (("GET", gets), ("POST", posts))
         for name, answer in answers_of.items()
     ]
-    return Starlette(routes=[*routes, *_parameter_routes(scans.payload)], exception_handlers=_HANDLERS)
+    stream = Route(f"{_API}/log_stream", functools.partial(_log_stream, logs))
+    return Starlette(routes=[*routes, stream, *_parameter_routes(scans.payload)], exception_handlers=_HANDLERS)
 
 
 def _parameter_routes(payload: Payload) -> list[Route]:
@@ -196,11 +213,11 @@ class _Controller:
             "parameters_hash": payload.parameters_hash,
         }  # fmt: skip
         ingesters = [
-            IngesterState(name=f"{stream}-ingester", url=Url(_NOWHERE), streams=[stream], **known)
-            for stream in self._scans.feed.streams
+            IngesterState(name=f"{'_'.join(streams)}-ingester", url=Url(_NOWHERE), streams=list(streams), **known)
+            for streams in self._scans.feed.ingesters
         ]
         workers = [
-            WorkerState(name=f"worker-{number}", ingesters=ingesters, tags=set(tags), **known)
+            WorkerState(name=worker_name(number, payload.worker_names), ingesters=ingesters, tags=set(tags), **known)
             for number, tags in enumerate(self._scans.worker_tags)
         ]
         stats = scan.run.stats if scan is not None and scan.run is not None else None
@@ -221,7 +238,21 @@ class _Controller:
     def logs(self, request: Request, body: bytes) -> Any:
         levels = logging.getLevelNamesMapping()
         least = levels.get(request.query_params.get("level", "INFO").upper(), logging.INFO)
-        return [record for record in list(self._logs.kept) if record["levelno"] >= least]
+        return [record for record in self._logs.since(0)[0] if record["levelno"] >= least]
+
+
+async def _log_stream(logs: LogKeeper, request: Request) -> Response:
+    """Records from now on, a line of JSON each, until the reader leaves."""
+
+    async def lines() -> AsyncIterator[bytes]:
+        n = logs.n
+        while True:
+            new, n = logs.since(n)
+            for record in new:
+                yield msgspec.json.encode(record) + b"\n"
+            await asyncio.sleep(_LOOK_EVERY_S)
+
+    return StreamingResponse(lines(), media_type="application/x-ndjson")
 
 
 def _decoded(body: bytes) -> Any:

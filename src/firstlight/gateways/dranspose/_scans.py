@@ -26,6 +26,10 @@ class Feed(Protocol):
     def streams(self) -> tuple[str, ...]:
         """Those that a map may name."""
 
+    @property
+    def ingesters(self) -> tuple[tuple[str, ...], ...]:
+        """The same, those together that come from one place."""
+
     def begin(self, scan: ScanMap) -> Callable[[threading.Event], tuple[Source, Collection[str]] | None]:
         """Get ready for a scan; when this returns, the detectors may send.
 

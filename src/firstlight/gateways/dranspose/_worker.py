@@ -6,7 +6,7 @@ import logging
 import multiprocessing
 import multiprocessing.util
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -19,7 +19,7 @@ from firstlight.gateways.dranspose._parameters import hash_of, work_parameters
 from firstlight.gateways.dranspose._recorded import frames_of
 from firstlight.model import ArraySpec, Event, Message, MessageRow
 
-__all__ = ["Frame", "PayloadWorker", "Result", "event_data"]
+__all__ = ["Frame", "PayloadWorker", "Result", "event_data", "worker_name"]
 
 logger = logging.getLogger(__name__)
 
@@ -82,18 +82,22 @@ class PayloadWorker:
         Of the parameters, as dranspose writes them in JSON.
     scan
         Names the scan: a new one has a new clock for ticks.
+    names
+        What payloads are told that the worker processes are called, the first of them first.
     """
 
-    def __init__(self, target: str, board: Board, descriptions: bytes, scan: str) -> None:
+    def __init__(self, target: str, board: Board, descriptions: bytes, scan: str, names: Sequence[str] = ()) -> None:
         self.__qualname__ = target  # what messages to people call the worker
         self._target = target
         self._board = board
         self._descriptions_json = descriptions
         self._scan = scan
+        self._names = tuple(names)
 
     def setup(self) -> None:
         """Make the user's object."""
-        self._name = worker_name()
+        number = multiprocessing.current_process().name.rpartition(" ")[2]
+        self._name = worker_name(int(number) if number.isdigit() else 0, self._names)
         self._descriptions = {p.name: p for p in ParameterList.validate_json(self._descriptions_json)}
         self._parameters: dict[str, Any] = {}
         self._seen: Any = None
@@ -150,10 +154,9 @@ class PayloadWorker:
                 logger.exception("finish() of worker %s raised", self._target)
 
 
-def worker_name() -> str:
-    """How payloads know this process."""
-    number = multiprocessing.current_process().name.rpartition(" ")[2]
-    return f"worker-{number}" if number.isdigit() else "worker-0"
+def worker_name(number: int, names: Sequence[str]) -> str:
+    """How payloads know a worker process."""
+    return names[number] if number < len(names) else f"worker-{number}"
 
 
 def event_data(event: Event) -> Any:
