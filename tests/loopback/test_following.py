@@ -246,6 +246,28 @@ def test_a_producer_that_died_does_not_keep_the_next_scan_waiting(service: Any, 
         assert sorted(next(iter(scans)).result(_WITHIN_S).found) == list(range(1, _N + 1))
 
 
+def test_who_could_not_look_for_scans_once_looks_again(
+    service: Any, producer: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with follow(pipeline(), Live(service.url, stream="*", after_end_s=0.5), on=Processes(1)) as scans:
+        with producer.produce("eiger", stream="scan_1", finish=False) as out:
+            out.send(frame(1), id=1)
+        first = next(iter(scans))
+        look, failed = scans._look, threading.Event()
+
+        def fails_once(client: Client) -> None:
+            if not failed.is_set():
+                failed.set()
+                raise ConnectionLostError("the service is being started again")
+            look(client)
+
+        monkeypatch.setattr(scans, "_look", fails_once)
+        assert failed.wait(_WITHIN_S)
+        send(producer, "scan_2")
+        with pytest.raises(StreamAbortedError, match=r"nothing came for 0\.5 s, and another scan has begun"):
+            first.result(_WITHIN_S)
+
+
 def test_a_following_is_continued(service: Any, producer: Client) -> None:
     source = Live(service.url, stream="*", group="night")
     for number in (1, 2, 3):

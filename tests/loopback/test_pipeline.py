@@ -426,9 +426,12 @@ running = run(pipeline, ContractData.of(range(1, 5)).items(), on=Processes(1))
 """
 
 
-@pytest.mark.parametrize("imported", [False, True])
-def test_a_file_that_begins_a_run_wherever_it_is_read_is_told_so(tmp_path: Path, imported: bool) -> None:
-    (tmp_path / "unguarded.py").write_text(_UNGUARDED + ("" if imported else "running.result(30)\n"))
+@pytest.mark.parametrize(
+    ("imported", "waits"), [(False, True), (True, False), (True, True)], ids=["script", "module", "module-waits"]
+)
+def test_a_file_that_begins_a_run_wherever_it_is_read_is_told_so(tmp_path: Path, imported: bool, waits: bool) -> None:
+    """Also if it waits for the run while it is imported, when no other thread can look anything of it up."""
+    (tmp_path / "unguarded.py").write_text(_UNGUARDED + ("running.result(30)\n" if waits else ""))
     (tmp_path / "script.py").write_text(
         "if __name__ == '__main__':\n    import unguarded\n    unguarded.running.result(30)\n"
     )

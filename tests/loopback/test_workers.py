@@ -458,3 +458,25 @@ def test_a_worker_that_cannot_be_closed_fails_the_run_wherever_it_is(on: Executo
     with pytest.raises(PipelineError, match="could not be closed: OSError: the calibration could not be written back"):
         running.result(_WITHIN_S)
     assert running.state == "failed" and len(running.reducer.found) == 3
+
+
+_AT_END, _GO_ON = threading.Event(), threading.Event()
+
+
+class EndsSlowly(Collect):
+    def finish(self) -> None:
+        _AT_END.set()
+        assert _GO_ON.wait(_WITHIN_S)
+
+
+def test_parameters_that_nobody_would_hear_of_are_refused() -> None:
+    pipe = Pipeline("ends", inputs=["eiger"], worker=RowMeans(1.0), reducer=EndsSlowly)
+    running = run(pipe, ContractData.of([1, 2, 3]).items(), on=Processes(1))
+    assert _AT_END.wait(_WITHIN_S)
+    try:
+        with pytest.raises(PipelineError, match="is over; its parameters stay as they are"):
+            running.set_parameters(offset=2.0)
+    finally:
+        _GO_ON.set()
+    running.result(_WITHIN_S)
+    assert [one.values["offset"] for one in running.parameter_history] == [1.0]

@@ -246,6 +246,7 @@ class Following:
     def _watch(self, client: Client) -> None:
         """While a scan is on: give it up when its producer seems to be dead, and the next one waits."""
         limit_s = self._source.after_end_s or 0.0
+        is_told = False
         while not self._over.wait(_LOOK_EVERY_S):
             scan = self.current
             if scan is None or scan.over or scan.silent_s <= limit_s:
@@ -253,8 +254,11 @@ class Following:
             try:
                 self._look(client)
             except FirstlightError as error:
-                logger.warning("cannot look for scans: %s", error)  # who waits for the next scan is told
-                return
+                if not is_told:  # who waits for the next scan gets the error itself
+                    logger.warning("cannot look for scans: %s", error)
+                is_told = True
+                continue
+            is_told = False
             if self._upcoming.any_waiting:
                 scan.give_up(f"nothing came for {limit_s:g} s, and another scan has begun")
 

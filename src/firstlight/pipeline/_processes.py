@@ -25,6 +25,7 @@ from firstlight.pipeline._deaths import Death, Deaths, Fatal
 from firstlight.pipeline._history import ParameterHistory
 from firstlight.pipeline._live import Live
 from firstlight.pipeline._parameters import ParameterSet
+from firstlight.pipeline._pickled import Pickled
 from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._pool import Gone, Pool, Said
 from firstlight.pipeline._records import Record, UserError, WireRecord, from_wire, numbers_of
@@ -158,9 +159,9 @@ def _begin(
 class _Retuned:
     """Parameters were changed."""
 
-    sendable: Pipeline
+    pipeline: Pickled
     new: ParameterSet
-    changed: Mapping[str, Any]
+    changed: Pickled
 
 
 class ProcessesRun(Run):
@@ -188,8 +189,11 @@ class ProcessesRun(Run):
         self._tags = worker_tags(on.n, on.tags)
         _check_tags(pipeline, self._tags)
         self._parameters: ParameterHistory | None = None
-        # Tried now, so that what cannot be copied is an error of the call that asked for it.
+        # Now, so that what cannot be copied is an error of the call that asked for it; and by this thread: if it is one
+        # that imports the user's module, no other could look a class of it up.
         self._sendable = _pickled_pipeline(pipeline)
+        self._sendable_source = Pickled(source)
+        self._has_left = False
         self._stamp = self.parameters.stamp
         self._known = threading.Event()
         if not isinstance(source, Live):
@@ -229,7 +233,9 @@ class ProcessesRun(Run):
         self._inbox.put(None)
 
     def _retune(self, pipeline: Pipeline, new: ParameterSet, changed: Mapping[str, Any]) -> None:
-        self._inbox.put(_Retuned(_pickled_pipeline(pipeline), new, changed))
+        if self._has_left:
+            raise self._is_over()
+        self._inbox.put(_Retuned(_pickled_pipeline(pipeline), new, Pickled(dict(changed))))
 
     # -- the thread -------------------------------------------------------------------------------------------------
 
@@ -300,13 +306,14 @@ class ProcessesRun(Run):
             history.put(earlier[-1])
         self._history = earlier
         self._stamp = self.parameters.stamp
+        self._has_left = finished
         self._known.set()
 
     def _retuned(self, retuned: _Retuned, pool: Pool) -> None:
-        self._sendable, self._stamp = retuned.sendable, retuned.new.stamp
+        self._sendable, self._stamp = retuned.pipeline, retuned.new.stamp
         # Written down first: no result may carry a hash that the history does not know.
         self._keep(retuned.new)
-        pool.retune(pickle.dumps(self._job()), Retune(retuned.changed, self._stamp))
+        pool.retune(pickle.dumps(self._job()), Retune(retuned.changed.stand_in, self._stamp))
         self._reduction.retune(retuned.new.values)
 
     def _keep(self, new: ParameterSet) -> None:
@@ -332,9 +339,8 @@ class ProcessesRun(Run):
 
     def _job(self) -> Job:
         live = self._source if isinstance(self._source, Live) else None
-        pipeline = self._sendable
         results = self._results.stream if self._results is not None else None
-        known = (pipeline, self._stamp, self._source, results)
+        known = (self._sendable.stand_in, self._stamp, self._sendable_source.stand_in, results)
         if live is not None and self._by_service:
             return GroupJob(*known, live, self._label, self._on.prefetch, self._on.prefetch_bytes)
         return ShareJob(*known)
@@ -498,6 +504,8 @@ class ProcessesRun(Run):
         killed = pool.end_run(self._on.stop_within_s)
         if killed:
             logger.warning("workers %s of pipeline %r did not stop in time and were killed", killed, self.pipeline.name)
+        with self._setting:
+            self._has_left = True  # what is set from now on nobody would hear of
         # What they said last: records that came through the pipe count, also when the run was stopped.
         broke = None
         while not self._inbox.empty():
@@ -568,13 +576,13 @@ def _check_tags(pipeline: Pipeline, workers: Sequence[frozenset[str]]) -> None:
             )
 
 
-def _pickled_pipeline(pipeline: Pipeline) -> Pipeline:
+def _pickled_pipeline(pipeline: Pipeline) -> Pickled:
     # The reducer and what assigns stay here, so they may be anything, for example a lambda.
     assign = tuple(Assign() for _ in pipeline.shares)
     reducer = _nothing if pipeline.combine is None else pipeline.reducer
     sendable = dataclasses.replace(pipeline, reducer=reducer, assign=assign)
     try:
-        pickle.dumps(sendable)
+        return Pickled(sendable)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         what = "worker" if pipeline.combine is None else "worker or the reducer, which adds up there,"
         raise ConfigurationError(
@@ -582,4 +590,3 @@ def _pickled_pipeline(pipeline: Pipeline) -> Pipeline:
             "in a module or a "
             "script (not in a function, and not as a lambda), or run on=Inline()"
         ) from error
-    return sendable

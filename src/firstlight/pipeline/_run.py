@@ -145,9 +145,7 @@ class Run(AtWork[Stats]):
         """
         with self._setting:
             if self._over.is_set():
-                raise PipelineError(
-                    f"the run of pipeline {self.pipeline.name!r} is over; its parameters stay as they are"
-                )
+                raise self._is_over()
             changed = self.pipeline.with_parameters(**values)
             new = changed.parameter_set(self.parameters.number + 1)
             # An object has no value that could be compared.
@@ -157,6 +155,9 @@ class Run(AtWork[Stats]):
             self.pipeline = changed
             self._history.append(new)
             return new
+
+    def _is_over(self) -> PipelineError:
+        return PipelineError(f"the run of pipeline {self.pipeline.name!r} is over; its parameters stay as they are")
 
     def views(self) -> dict[str, View]:
         """What the reducer shows now, and what workers show, as ``worker 0/name``; empty before the first result.
