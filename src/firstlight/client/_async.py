@@ -415,8 +415,14 @@ class AsyncClient:
         waiting = self._session.ask(inquiry.question)
         self._flush()
         try:
-            if not await self._wait(lambda: waiting.done, inquiry.timeout):
-                raise StreamTimeoutError(f"the service at {self._address} did not answer within {inquiry.timeout:g} s")
+            asked_on = self._sock
+            while not await self._wait(lambda: waiting.done, inquiry.timeout):
+                # Asked anew on each connection, it has its time on each; how long there may be none is said elsewhere.
+                if self._session.connected and asked_on is self._sock:
+                    raise StreamTimeoutError(
+                        f"the service at {self._address} did not answer within {inquiry.timeout:g} s"
+                    )
+                asked_on = self._sock
         finally:
             self._session.questions.pop(waiting.ask.number, None)
         return inquiry.read(waiting.result(inquiry.kind))

@@ -47,7 +47,7 @@ class Inquiry(Generic[T]):
     read
         Makes of it what the user gets.
     timeout
-        Seconds to wait for the answer.
+        Seconds to wait for the answer, from a service that is there.
     """
 
     question: Any
