@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-import firstlight
 from firstlight.cli import main
 from firstlight.client import Client
 from firstlight.errors import PipelineError, WorkerError
 from firstlight.pipeline import Chain, Event, Forward, Live, Pipeline, Stage, follow_chain, run_chain
 from firstlight.testing import ThreadService
 from firstlight.testing._pipeline_contract import Collect
+from typed import Process, Shell, environment
 
 _WITHIN_S = 60.0
 N_FRAMES = 60
@@ -99,33 +99,15 @@ def chain_file(folder: Path, **more: Any) -> Path:
     return path
 
 
-def started(service: ThreadService, path: Path, *more: str) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": str(Path(firstlight.__file__).parents[1])}
+def started(service: ThreadService, path: Path, *more: str) -> Process:
     which = () if "--follow" in more else ("--stream", "scan_0042")
-    command = [sys.executable, "-m", "firstlight", "run", str(path), "--url", service.url, *which, *more]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=_hears_ctrl_c
-    )
-
-
-def _hears_ctrl_c() -> None:
-    """Jobs in the background of a shell ignore it, and what they start does, too."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    try:
-        out, err = process.communicate(timeout=_WITHIN_S)
-    finally:
-        process.kill()
-        process.wait()
-    return process.returncode, out, err
+    return Shell(path.parent, service.url).start("run", path, *which, *more)
 
 
 def test_a_chain_runs_from_its_file(service: ThreadService, beam: Client, tmp_path: Path) -> None:
     process = started(service, chain_file(tmp_path))
     send(beam)
-    code, out, err = ended(process)
+    code, out, err = process.end()
     assert code == 0, err
     lines = out.splitlines()
     assert [line.split(":")[0] for line in lines if not line.startswith(" ")] == ["hits", "total", "number"]
@@ -143,7 +125,7 @@ def test_programs_get_one_line_for_each_look_and_one_for_each_stage(
 ) -> None:
     process = started(service, chain_file(tmp_path), "--json")
     send(beam)
-    code, out, err = ended(process)
+    code, out, err = process.end()
     assert code == 0, err
     facts = [json.loads(line) for line in out.splitlines()]
     assert [found["state"] for found in facts[-3:]] == ["finished"] * 3
@@ -157,7 +139,7 @@ def test_a_stage_that_fails_ends_the_chain(service: ThreadService, beam: Client,
     path.write_text(_CHAIN.replace("every = 5", "every = 5, fails_at = 17"))
     process = started(service, path)
     send(beam, finish=False)  # nobody waits for the end of a detector that goes on
-    code, _, err = ended(process)
+    code, _, err = process.end()
     assert code == 1
     assert "no calibration" in err and "stage hits of chain serial ended it" in err
     assert err.count("Traceback") == 1
@@ -169,11 +151,11 @@ def test_ctrl_c_stops_all_and_the_next_goes_on(service: ThreadService, beam: Cli
     send(beam, finish=False)
     until(lambda: any(info.n_messages >= 5 for info in beam.streams("total")))
     process.send_signal(signal.SIGINT)
-    code, out, err = ended(process)
+    code, out, err = process.end()
     assert code == 130, err
     assert out.count("(stopped after") == 3
     beam.produce("eiger", stream="scan_0042").finish()
-    code, out, err = ended(started(service, path))
+    code, out, err = started(service, path).end()
     assert code == 0, err
     assert beam.info("hits", stream="scan_0042").n_messages == N_FRAMES
     assert sorted(beam.find("total", 'meta.kind = "result"', stream="scan_0042")) == HITS
@@ -189,16 +171,20 @@ def test_the_page_about_chains(service: ThreadService, beam: Client, tmp_path: P
     with beam.produce("eiger", stream="scan_0042") as out:
         for index in range(1, 11):
             out.send(np.full((4, 6), 200 if index % 5 == 0 else 1, np.uint16), id=index)
-    code, out, err = ended(started(service, tmp_path / "chain.toml", "--json"))
+    code, out, err = started(service, tmp_path / "chain.toml", "--json").end()
     assert code == 0, err
     hits, total = (json.loads(line) for line in out.splitlines()[-2:])
     assert (hits["results"], hits["empty"], total["results"], total["empty"]) == (2, 8, 2, 8)
     assert total["views"]["sum"]["value"] == 2 * 24 * 200
     consumer = re.findall(r"^```python\n(from firstlight.client.*?)^```", page, re.DOTALL | re.MULTILINE)[0]
     program = consumer.replace("Client()", f"Client({service.url!r})")
-    environment = os.environ | {"PYTHONPATH": str(Path(firstlight.__file__).parents[1])}
     printed = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment, timeout=_WITHIN_S
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment(),
+        timeout=_WITHIN_S,
     )
     assert printed.stdout == "5 24\n10 24\n"
 
@@ -207,7 +193,7 @@ def test_a_chain_follows_scans_from_the_command_line(service: ThreadService, bea
     process = started(service, chain_file(tmp_path), "--follow", "scan_*", "--first", "all", "--scans", "2")
     for stream in ("scan_0042", "scan_0043"):
         send(beam, stream=stream)
-    code, out, err = ended(process)
+    code, out, err = process.end()
     assert code == 0, err
     assert sorted(line.split(":")[0] for line in out.splitlines()) == [
         f"scan_{number} {stage}" for number in ("0042", "0043") for stage in ("hits", "number", "total")
@@ -220,15 +206,13 @@ def test_a_chain_on_a_recording_gives_the_same(
 ) -> None:
     send(beam)
     path = chain_file(tmp_path)
-    code, live, err = ended(started(service, path, "--json"))
+    code, live, err = started(service, path, "--json").end()
     assert code == 0, err
     file = tmp_path / "scan.flrec"
     assert main(["record", "eiger/scan_0042", "--out", str(file), "--url", service.url]) == 0
     capsys.readouterr()
-    environment = os.environ | {"PYTHONPATH": str(Path(firstlight.__file__).parents[1])}
-    command = [sys.executable, "-m", "firstlight", "run", str(path), "--from", str(file), "--json"]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=_WITHIN_S)
-    told = [[json.loads(line) for line in text.splitlines()[-3:]] for text in (live, printed.stdout)]
+    out, _ = Shell(tmp_path)("run", path, "--from", file, "--json")
+    told = [[json.loads(line) for line in text.splitlines()[-3:]] for text in (live, out)]
     for here, there in zip(*told, strict=True):
         for name in ("stage", "state", "events", "results", "empty", "views"):
             assert here[name] == there[name]
@@ -319,7 +303,7 @@ def test_a_stage_that_runs_can_be_debugged_beside_it(
         assert "several pipelines are shown here; add one of /stages/hits, /stages/total" in capsys.readouterr().err
     finally:
         process.send_signal(signal.SIGINT)
-        ended(process)
+        process.end()
 
 
 @pytest.mark.parametrize(

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-import firstlight
 from firstlight.client import Client
 from firstlight.testing._service import RunningService
+from typed import Shell
 
 TIMEOUT_S = 60
 
@@ -30,50 +26,9 @@ def service() -> Iterator[RunningService]:
         yield running
 
 
-class Process(subprocess.Popen[str]):
-    """Does not outlive a test that failed in the middle."""
-
-    def __exit__(self, *error: Any) -> None:
-        if error[0] is not None and self.poll() is None:
-            self.kill()
-        super().__exit__(*error)
-
-
-def _hears_ctrl_c() -> None:
-    """Jobs in the background of a shell ignore it, and what they start does, too."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-class Shell:
-    """Runs ``firstlight`` with the address of a service in its environment."""
-
-    def __init__(self, url: str, folder: Path) -> None:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("FIRSTLIGHT_")}
-        self.environment = kept | {"FIRSTLIGHT_URL": url, "PYTHONPATH": str(Path(firstlight.__file__).parents[1])}
-        self.folder = folder
-
-    def start(self, *arguments: object) -> Process:
-        return Process(
-            [sys.executable, "-m", "firstlight", *map(str, arguments)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=self.environment, cwd=self.folder, preexec_fn=_hears_ctrl_c,
-        )  # fmt: skip
-
-    def __call__(self, *arguments: object, code: int = 0, given: str = "") -> tuple[str, str]:
-        with self.start(*arguments) as process:
-            out, err = process.communicate(given, timeout=TIMEOUT_S)
-        assert process.returncode == code, (out, err)
-        assert "Traceback" not in err
-        return out, err
-
-    def lines(self, *arguments: object, code: int = 0) -> list[Any]:
-        out, _ = self(*arguments, "--json", code=code)
-        return [json.loads(line) for line in out.splitlines()]
-
-
 @pytest.fixture
 def shell(service: RunningService, tmp_path: Path) -> Shell:
-    return Shell(service.url, tmp_path)
+    return Shell(tmp_path, service.url)
 
 
 @pytest.fixture
@@ -344,7 +299,7 @@ def test_serve_reads_its_file_and_tells_where_it_listens(shell: Shell) -> None:
     with shell.start("serve") as serve:
         assert serve.stdout is not None
         rows = dict(serve.stdout.readline().split() for _ in range(4))
-        other = Shell(rows["clients"], shell.folder)
+        other = Shell(shell.folder, rows["clients"])
         other("produce", "motor/x", "-", given="1")
         other("produce", "cam/x", "-", given="1")
         policies = {info["source"]: info["policy"] for info in other.lines("ls")}
@@ -426,7 +381,7 @@ def test_simulate_can_be_interrupted_while_nobody_reads(shell: Shell) -> None:
 
 def test_inspecting_what_a_killed_service_left(tmp_path: Path) -> None:
     with RunningService(tmp_path / "data") as service:
-        shell = Shell(service.url, tmp_path)
+        shell = Shell(tmp_path, service.url)
         shell("produce", "cam/s", "-", "--lines", given="a\nb\nc\n")
         service.kill()
         (report,) = shell.lines("inspect", service.data, "--verify")

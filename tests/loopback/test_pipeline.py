@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import firstlight
 from firstlight.client import Client
 from firstlight.errors import (
     ConfigurationError,
@@ -54,6 +52,7 @@ from firstlight.testing._pipeline_contract import (
     first_mean,
     frame,
 )
+from typed import Shell, environment
 
 _NAMES = (f"scan_{number:04d}" for number in itertools.count(1))
 _WITHIN_S = 60.0
@@ -241,10 +240,6 @@ if __name__ == "__main__":
 """
 
 
-def _environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(Path(firstlight.__file__).parents[1])}
-
-
 def _children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()] + [
         int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
@@ -256,7 +251,7 @@ def test_a_run_that_was_killed_is_continued_and_leaves_no_processes(service: Any
     script = tmp_path / "night.py"
     script.write_text(_SCRIPT)
     command = [sys.executable, str(script), service.url, live.stream]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=_environment()) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if int(line) >= 3:
@@ -406,7 +401,7 @@ def test_a_run_that_nobody_waits_for_ends_with_the_program(tmp_path: Path) -> No
         "    pipeline = Pipeline('slow', inputs=['eiger'], worker=Slow(0.05), reducer=Collect)\n"
         "    run(pipeline, ContractData.of(range(1, 1001)).items(), on=Processes(1))\n"
     )
-    done = subprocess.run([sys.executable, str(script)], env=_environment(), timeout=_WITHIN_S, capture_output=True)
+    done = subprocess.run([sys.executable, str(script)], env=environment(), timeout=_WITHIN_S, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
 
 
@@ -437,7 +432,7 @@ def test_a_file_that_begins_a_run_wherever_it_is_read_is_told_so(tmp_path: Path,
     )
     command = [sys.executable, str(tmp_path / ("script.py" if imported else "unguarded.py"))]
     done = subprocess.run(
-        command, env=_environment(), cwd=tmp_path, timeout=_WITHIN_S, capture_output=True, text=True
+        command, env=environment(), cwd=tmp_path, timeout=_WITHIN_S, capture_output=True, text=True
     )  # fmt: skip
     assert done.returncode == 1
     assert "a worker process has come upon the line that begins the run" in done.stderr
@@ -555,38 +550,18 @@ above = Pipeline("above", inputs=["eiger"], worker=Above(), reducer=Sum)
 """
 
 
-class Shell:
-    """Runs ``firstlight run`` on a file in a folder of its own."""
-
-    def __init__(self, url: str, folder: Path) -> None:
-        self.folder = folder
-        self.url = url
-        (folder / "above_file.py").write_text(_FILE)
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "firstlight", "run", *arguments, "--url", self.url, "--timeout", "60"]
-        return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.folder, env=_environment()
-        )
-
-    def __call__(self, *arguments: str, code: int = 0) -> tuple[str, str]:
-        with self.start(*arguments) as process:
-            out, err = process.communicate(timeout=_WITHIN_S)
-        assert process.returncode == code, (out, err)
-        return out, err
-
-
 @pytest.fixture
 def shell(service: Any, tmp_path: Path) -> Shell:
-    return Shell(service.url, tmp_path)
+    (tmp_path / "above_file.py").write_text(_FILE)
+    return Shell(tmp_path, service.url)
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_the_command_line_runs_a_file(shell: Shell, workers: str) -> None:
-    live = send(shell.url, ContractData.of(range(1, 11)))
+    live = send(str(shell.url), ContractData.of(range(1, 11)))
     expected = sum(int(frame(i).max()) for i in range(1, 11) if frame(i).max() > 150)
     out, _ = shell(
-        "above_file.py:above", "--stream", live.stream, "--workers", workers, "--set", "threshold=150", "--json"
+        "run", "above_file.py:above", "--stream", live.stream, "--workers", workers, "--set", "threshold=150", "--json"
     )
     last = json.loads(out.splitlines()[-1])
     assert last["state"] == "finished" and last["events"] == 10 and last["lag"] == 0
@@ -596,27 +571,30 @@ def test_the_command_line_runs_a_file(shell: Shell, workers: str) -> None:
         "temporality": "cumulative",
         "value": expected,
     }
-    out, _ = shell("above_file:above", "--stream", live.stream, "--workers", workers)
+    out, _ = shell("run", "above_file:above", "--stream", live.stream, "--workers", workers)
     assert "above: 10 events" in out and "photon" in out
 
 
 def test_the_command_line_tells_what_the_worker_raised(shell: Shell) -> None:
-    live = send(shell.url, ContractData.of(range(1, 21)))
+    live = send(str(shell.url), ContractData.of(range(1, 21)))
     for workers in ("0", "2"):
-        _, err = shell("above_file.py:above", "--stream", live.stream, "--workers", workers, code=1)
+        _, err = shell(
+            "run", "above_file.py:above", "--stream", live.stream, "--workers", workers, code=1, traceback=True
+        )
         assert err.count('raise ValueError("unlucky")') == 1
         assert "worker Above of pipeline 'above' raised at event 13: ValueError: unlucky" in err
         out, err = shell(
-            "above_file.py:above", "--stream", live.stream, "--workers", workers, "--skip-errors", "--json", code=1
-        )
+            "run", "above_file.py:above", "--stream", live.stream, "--workers", workers, "--skip-errors", "--json", code=1,
+            traceback=True,
+        )  # fmt: skip
         last = json.loads(out.splitlines()[-1])
         assert last["parked"] == [[13, 13]] and last["results"] == 19 and "parked: events 13" in err
 
 
 def test_ctrl_c_stops_a_run_in_order(shell: Shell) -> None:
-    live = send(shell.url, ContractData.of([i for i in range(1, 400) if i != 13]))
+    live = send(str(shell.url), ContractData.of([i for i in range(1, 400) if i != 13]))
     with shell.start(
-        "above_file.py:above", "--stream", live.stream, "--workers", "2", "--set", "pause_s=0.05", "--json"
+        "run", "above_file.py:above", "--stream", live.stream, "--workers", "2", "--set", "pause_s=0.05", "--json"
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -627,7 +605,7 @@ def test_ctrl_c_stops_a_run_in_order(shell: Shell) -> None:
     assert process.returncode == 130, err
     last = json.loads(out.splitlines()[-1])
     assert last["state"] == "stopped" and 3 < last["events"] < 398 and "Traceback" not in err
-    with Client(shell.url) as client:
+    with Client(str(shell.url)) as client:
         (info,) = client.streams("above.results")
     assert info.aborted == "the run was stopped" and info.n_messages == last["events"]
 
@@ -651,7 +629,7 @@ def test_ctrl_c_stops_a_run_in_order(shell: Shell) -> None:
 )
 def test_the_command_line_says_what_is_wrong(shell: Shell, arguments: list[str], code: int, text: str) -> None:
     (shell.folder / "broken_file.py").write_text("1 / 0\n")
-    _, err = shell(*arguments, code=code)
+    _, err = shell("run", *arguments, code=code, traceback=True)
     assert text in err
     assert ("Traceback" in err) == (arguments[0].startswith("broken"))
 

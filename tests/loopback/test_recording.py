@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-import firstlight
 from firstlight.client import Client
 from firstlight.errors import (
     ConfigurationError,
@@ -47,6 +43,7 @@ from firstlight.pipeline import (
 from firstlight.storage import RecordingFile, RecordingWriter
 from firstlight.testing import RunningService
 from firstlight.testing._pipeline_contract import ContractData, MeanRows, ProcessesContract, RowMeans, frame
+from typed import Process, Shell
 from unit.pipeline.recordings_made import record_data
 
 _WITHIN_S = 60.0
@@ -446,20 +443,12 @@ def test_a_damaged_message_loses_its_event_and_no_other(align: Align, tmp_path: 
 # -- the command line -------------------------------------------------------------------------------------------------
 
 
-def start(*arguments: object, stdin: int | None = None, cwd: Path | None = None) -> subprocess.Popen[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("FIRSTLIGHT_")}
-    environment["PYTHONPATH"] = str(Path(firstlight.__file__).parents[1])
-    command = [sys.executable, "-m", "firstlight", *map(str, arguments)]
-    return subprocess.Popen(
-        command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=cwd
-    )
+def start(*arguments: object) -> Process:
+    return Shell(Path.cwd()).start(*arguments)
 
 
-def shell(*arguments: object, code: int = 0, cwd: Path | None = None, given: str | None = None) -> tuple[str, str]:
-    with start(*arguments, stdin=subprocess.PIPE, cwd=cwd) as process:
-        out, err = process.communicate(given, timeout=_WITHIN_S)
-    assert process.returncode == code, (out, err)
-    return out, err
+def shell(*arguments: object, cwd: Path | None = None, **more: Any) -> tuple[str, str]:
+    return Shell(cwd or Path.cwd())(*arguments, **more)
 
 
 def test_a_killed_recorder_leaves_what_it_had(running: RunningService, tmp_path: Path) -> None:
@@ -586,9 +575,7 @@ def test_step_by_step(recording: Path, running: RunningService, tmp_path: Path) 
             for n in range(1, 6):
                 out.send(b"%d" % n)
         record(running.url, path, "eiger/steps")
-        with start(
-            "replay", path, "--speed", "step", "--into", "steps", "--url", running.url, stdin=subprocess.PIPE
-        ) as process:
+        with start("replay", path, "--speed", "step", "--into", "steps", "--url", running.url) as process:
             assert process.stdin is not None and process.stderr is not None
             for n in range(1, 4):
                 assert f"next: steps/eiger/steps#{n}, 1 B" in process.stderr.readline()

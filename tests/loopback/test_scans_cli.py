@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,9 +12,9 @@ import httpx
 import numpy as np
 import pytest
 
-import firstlight
 from firstlight.client import Client
 from firstlight.testing._pipeline_contract import frame
+from typed import Process, Shell
 
 _WITHIN_S = 60.0
 
@@ -55,32 +52,14 @@ above = Pipeline("above", inputs=["eiger"], worker=Above(), reducer=Sum)
 """
 
 
-class Shell:
-    def __init__(self, url: str, folder: Path) -> None:
-        self.url = url
-        self.folder = folder
-        (folder / "above_file.py").write_text(_FILE)
-        self._environment = os.environ | {"PYTHONPATH": str(Path(firstlight.__file__).parents[1])}
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "firstlight", *arguments],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.folder, env=self._environment,
-        )  # fmt: skip
-
-    def run(self, *arguments: str) -> subprocess.Popen[str]:
-        return self.start("run", "above_file.py:above", "--url", self.url, *arguments)
-
-    def __call__(self, *arguments: str, code: int = 0) -> tuple[str, str]:
-        with self.start(*arguments) as process:
-            out, err = process.communicate(timeout=_WITHIN_S)
-        assert process.returncode == code, (out, err)
-        return out, err
-
-
 @pytest.fixture
 def shell(service: Any, tmp_path: Path) -> Shell:
-    return Shell(service.url, tmp_path)
+    (tmp_path / "above_file.py").write_text(_FILE)
+    return Shell(tmp_path, service.url)
+
+
+def run(shell: Shell, *arguments: str) -> Process:
+    return shell.start("run", "above_file.py:above", *arguments)
 
 
 def send(client: Client, stream: str, *, n: int = 10, pause_s: float = 0.0) -> None:
@@ -90,14 +69,14 @@ def send(client: Client, stream: str, *, n: int = 10, pause_s: float = 0.0) -> N
 
 
 def test_scans_are_followed_with_a_line_for_each(shell: Shell) -> None:
-    with Client(shell.url) as client:
+    with Client(str(shell.url)) as client:
         for number in (1, 2):
             send(client, f"scan_{number}")
         send(client, "dark_1")
     np.save(shell.folder / "mask.npy", np.array([True]))
     for workers in ("0", "2"):
         arguments = ["--follow", "scan_*", "--first", "all", "--scans", "2", "-w", workers, "--set", "mask=@mask.npy"]
-        with shell.run(*arguments, "--json") as process:
+        with run(shell, *arguments, "--json") as process:
             out, err = process.communicate(timeout=_WITHIN_S)
         assert process.returncode == 0, err
         lines = [json.loads(line) for line in out.splitlines()]
@@ -111,9 +90,9 @@ def test_scans_are_followed_with_a_line_for_each(shell: Shell) -> None:
 
 
 def test_ctrl_c_ends_the_following(shell: Shell) -> None:
-    with shell.run("--follow", "*") as process:
+    with run(shell, "--follow", "*") as process:
         assert process.stderr is not None and "waiting for streams * of eiger" in process.stderr.readline()
-        with Client(shell.url) as client:
+        with Client(str(shell.url)) as client:
             send(client, "scan_1")
         assert process.stdout is not None and process.stdout.readline().startswith("scan_1: 10 events")
         process.send_signal(signal.SIGINT)
@@ -123,11 +102,11 @@ def test_ctrl_c_ends_the_following(shell: Shell) -> None:
 
 def test_parameters_are_changed_from_another_terminal(shell: Shell, tmp_path: Path) -> None:
     np.save(tmp_path / "mask.npy", np.array([True, False]))
-    with shell.run("--follow", "*", "--scans", "1", "-w", "1", "--view", "0", "--json") as process:
+    with run(shell, "--follow", "*", "--scans", "1", "-w", "1", "--view", "0", "--json") as process:
         assert process.stdout is not None
         url = json.loads(process.stdout.readline())["url"]
         # The scan is on until everything is changed: of one that is over there is nothing to change.
-        with Client(shell.url) as client, client.produce("eiger", stream="scan_1") as out:
+        with Client(str(shell.url)) as client, client.produce("eiger", stream="scan_1") as out:
             out.send(frame(1))
             out.flush()
             deadline = time.monotonic() + _WITHIN_S

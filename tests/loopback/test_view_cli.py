@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,10 +14,10 @@ import httpx
 import numpy as np
 import pytest
 
-import firstlight
 from firstlight.live import serve
 from firstlight.pipeline import Inline, Items, Pipeline, run
 from firstlight.testing._pipeline_contract import ContractData, MeanRows
+from typed import Shell
 from unit.pipeline.recordings_made import record_data
 
 _WITHIN_S = 60
@@ -59,24 +56,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("FIRSTLIGHT_")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "firstlight", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        cwd=folder, env=kept | {"PYTHONPATH": str(Path(firstlight.__file__).parents[1])},
-        # Jobs in the background of a shell ignore Ctrl-C, and what they start does, too.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-
-
-def firstlight_(folder: Path, *arguments: str, code: int = 0) -> tuple[str, str]:
-    with start(folder, *arguments) as process:
-        out, err = process.communicate(timeout=_WITHIN_S)
-    assert process.returncode == code, (out, err)
-    assert "Traceback" not in err
-    return out, err
-
-
 CHAIN = """
 sources = ["eiger"]
 
@@ -98,7 +77,7 @@ def held(folder: Path, target: str = "mean.py:mean") -> Iterator[str]:
             if "views" in json.loads(line):
                 told.set()
 
-    with start(folder, *command) as process:
+    with Shell(folder).start(*command) as process:
         try:
             assert process.stdout is not None
             serving = json.loads(process.stdout.readline())
@@ -122,13 +101,13 @@ def lines(out: str) -> list[Any]:
 
 def test_a_run_can_be_looked_at(folder: Path) -> None:
     with held(folder) as url:
-        out, err = firstlight_(folder, "view", url, "--follow")
+        out, err = Shell(folder)("view", url, "--follow")
         rows = [line.split(None, 1) for line in out.splitlines()]
         assert rows[-2:] == [["n", f"{_N} event"], ["picture", f"image 2 x 3 photon, {_N} to {_N}"]]
         assert f"mean: finished, {_N} events" in err
-        (only,) = lines(firstlight_(folder, "view", url.removeprefix("http://"), "n", "--json")[0])
+        (only,) = lines(Shell(folder)("view", url.removeprefix("http://"), "n", "--json")[0])
         assert only["state"] == "finished" and set(only["views"]) == {"n"} and only["views"]["n"]["value"] == _N
-        out, err = firstlight_(folder, "view", url, "not there", "--json", code=4)
+        out, err = Shell(folder)("view", url, "not there", "--json", code=4)
         assert lines(out)[0]["views"] == {} and "shows no 'not there'; it shows n, picture" in err
         assert httpx.get(f"{url}/api/v1/run").json()["parameters_hash"]
 
@@ -136,7 +115,7 @@ def test_a_run_can_be_looked_at(folder: Path) -> None:
 def test_who_follows_a_run_that_is_no_longer_shown_is_told_and_that_is_no_error(folder: Path) -> None:
     pipeline = Pipeline("waits", inputs=["eiger"], worker=len, reducer=MeanRows)
     with serve(run(pipeline, Items({"eiger": []}), on=Inline()), port=0) as server:
-        process = start(folder, "view", server.url, "--follow", "--json")
+        process = Shell(folder).start("view", server.url, "--follow", "--json")
         assert process.stdout is not None
         assert json.loads(process.stdout.readline())["state"] == "running"
     with process:
@@ -151,9 +130,9 @@ def test_a_chain_can_be_looked_at(folder: Path) -> None:
         assert stage["name"] == "hits"
         for command in ("view", "set", "debug"):
             last = ["--last", "1"] if command == "debug" else []
-            _, err = firstlight_(folder, command, url, *last, code=1 if command == "debug" else 2)
+            _, err = Shell(folder)(command, url, *last, code=1 if command == "debug" else 2)
             assert "add one of /stages/hits to the address" in err
-        out, _ = firstlight_(folder, "view", url + stage["url"], "n", "--follow", "--json")
+        out, _ = Shell(folder)("view", url + stage["url"], "n", "--follow", "--json")
         assert lines(out)[-1]["state"] == "finished" and lines(out)[-1]["views"]["n"]["value"] == _N
 
 
@@ -172,4 +151,4 @@ def test_a_chain_can_be_looked_at(folder: Path) -> None:
     ],
 )
 def test_mistakes_are_told(folder: Path, arguments: tuple[str, ...], code: int, text: str) -> None:
-    assert text in firstlight_(folder, *arguments, code=code)[1]
+    assert text in Shell(folder)(*arguments, code=code)[1]
