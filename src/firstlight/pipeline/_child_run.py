@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -28,12 +29,14 @@ from firstlight.pipeline._steps import Steps
 from firstlight.pipeline._talk import (
     Answer,
     Asked,
+    Busy,
     FromWorker,
     GroupJob,
     HandOut,
     Job,
     Known,
     Left,
+    Reported,
     Retune,
     Settled,
     ShareJob,
@@ -83,6 +86,7 @@ class RunOfWorker:
         self._say = say
         self._width = job.pipeline.width
         self._gathering: Gathering | None = None
+        self._busy = Busy()
 
     def run(self, stack: ExitStack, steps: Steps[WireRecord | None]) -> Left:
         """Work until the end of the stream or of the run."""
@@ -153,22 +157,29 @@ class RunOfWorker:
 
     def _gather(self, outlet: Outlet, settler: Settler) -> Gathering:
         known = (lambda: outlet.known) if isinstance(outlet, CombinedOutlet) else None
-        worked = (lambda numbers: self._say(Worked(numbers))) if isinstance(self._job, ShareJob) else None
+        worked = (lambda numbers: self._say(Worked(numbers, self._was_busy()))) if self._is_told else None
         return Gathering(self._job.pipeline, settler.put, known=known, worked=worked, timed=self._slot.timed)
+
+    @property
+    def _is_told(self) -> bool:
+        """The run counts what is done; in a group the service does, and the run learns of an event from its record."""
+        return isinstance(self._job, ShareJob)
+
+    def _was_busy(self) -> Busy:
+        busy, self._busy = self._busy, Busy()
+        return busy
 
     def _to_wire(self, record: Record) -> WireRecord:
         return to_wire(record, self._job.pipeline.results)
 
     def _outlet(self, client: Client | None, stack: ExitStack) -> Outlet:
         if client is None or self._job.results is None:
-            return PipeOutlet(self._say)
+            return PipeOutlet(lambda records: self._say(Reported(records, self._was_busy())))
         outlet: StreamOutlet | CombinedOutlet
         if self._job.pipeline.combine is not None:
             outlet = CombinedOutlet(client, self._job.results, self._ask_known)
         else:
-            # In a group the service counts, and the run learns of an event from its record.
-            counts = isinstance(self._job, ShareJob)
-            stored = (lambda numbers: self._say(Settled(numbers))) if counts else None
+            stored = (lambda numbers: self._say(Settled(numbers, self._was_busy()))) if self._is_told else None
             outlet = StreamOutlet(client, self._job.results, stored)
         stack.callback(outlet.close)
         return outlet
@@ -231,8 +242,10 @@ class RunOfWorker:
         except LOST as error:
             record = lost_record(task.index, error, share=task.share, width=self._width)
             return record, self._to_wire(record), {}
+        began_s = time.perf_counter()
         with self._slot.timed():
             record, wire = step.work(task.index, messages, feed.resolve, share=task.share)
+        self._busy = Busy(self._busy.seconds + time.perf_counter() - began_s, self._busy.n_events + 1)
         return record, wire, messages
 
 

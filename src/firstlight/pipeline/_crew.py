@@ -25,7 +25,7 @@ from firstlight.pipeline._reduction import Reduction
 from firstlight.pipeline._sizes import Sizes, bytes_of
 from firstlight.pipeline._sources import Arrival, Ended, OpenSource, Source, TellsInLots, Tidings, looked_at
 from firstlight.pipeline._step import divided
-from firstlight.pipeline._talk import HandOut
+from firstlight.pipeline._talk import Busy, HandOut
 from firstlight.pipeline._threads import start
 from firstlight.pipeline._wanted import Wanted
 from firstlight.wire import StreamInfo
@@ -68,6 +68,9 @@ class Crew(Protocol):
 
     def started(self, worker: int) -> None:
         """A worker is set up."""
+
+    def was_busy(self, busy: Busy) -> None:
+        """A worker took so long for so many events."""
 
     def settled(self, worker: int, indices: list[int]) -> None:
         """The records of these events are safe."""
@@ -124,6 +127,9 @@ class GroupCrew:
 
     def started(self, worker: int) -> None:
         self._at_end.discard(worker)
+
+    def was_busy(self, busy: Busy) -> None:
+        """The workers ask for as much as they can do."""
 
     def settled(self, worker: int, indices: list[int]) -> None:
         """The service knows."""
@@ -228,8 +234,6 @@ class ShareCrew:
         self._ahead = Ahead(prefetch)
         self._sizes = Sizes()
         self._dispatch = Dispatch(workers, per_worker=self._ahead.n + 1, max_bytes=prefetch_bytes, width=self._width)
-        #: Since when a worker works on what it has.
-        self._since: dict[int, float] = {}
         self._tidings: queue.Queue[_Told] = queue.Queue(_MAX_LOTS)
         self._stopping = stopping
         self._closing = threading.Event()
@@ -292,7 +296,6 @@ class ShareCrew:
 
     def worked(self, worker: int, numbers: list[int]) -> None:
         self._dispatch.worked(worker, numbers)
-        self._learn(worker, len(numbers))
 
     def again(self, worker: int, numbers: list[int]) -> None:
         self._dispatch.again(worker, numbers)
@@ -300,15 +303,11 @@ class ShareCrew:
     def settled(self, worker: int, indices: list[int]) -> None:
         for event in self._dispatch.done(worker, indices):
             self._done(event)
-        if self._pipeline.combine is None:
-            self._learn(worker, len(indices))
 
-    def _learn(self, worker: int, n_events: int) -> None:
-        """A worker took its time for so many events."""
-        now = time.monotonic()
-        self._ahead.took(now - self._since.get(worker, now), n_events)
+    def was_busy(self, busy: Busy) -> None:
+        self._ahead.took(busy.seconds, busy.n_events)
         self._dispatch.per_worker = self._ahead.n + 1
-        self._since[worker] = now
+        self._dispatch.lot = self._ahead.lot
 
     def left(self, worker: int, *, at_end: bool, aborted: str | None) -> None:
         self._dispatch.lose_worker(worker)
@@ -336,7 +335,7 @@ class ShareCrew:
             if self._clock is not None:
                 self._clock.again()
         if self._wanted is not None:
-            self._wanted.tell(self._dispatch.under_way)
+            self._wanted.tell(self._dispatch.under_way, idle=self._dispatch.idle)
         self._hand_out(pool)
 
     def _wants_more(self, pool: Pool) -> bool:
@@ -348,8 +347,6 @@ class ShareCrew:
 
     def _hand_out(self, pool: Pool) -> None:
         for worker, events in self._dispatch.assign():
-            if self._dispatch.n_at(worker) == len(events):
-                self._since[worker] = time.monotonic()
             pool.say(worker, HandOut(events))
 
     def _read_on(self) -> bool:

@@ -52,7 +52,8 @@ class Dispatch:
     workers
         The tags of each worker, which is called by its place here.
     per_worker
-        Events that a worker has at most, with the one that it works on; may be changed at any time.
+        Events that a worker has at most, with the one that it works on; may be changed at any time, as may ``lot``: so many
+        events a worker gets in a row before the next one is looked at.
     max_bytes
         Of the messages of these events, as far as more than one is concerned; None: however many.
     width
@@ -70,6 +71,7 @@ class Dispatch:
     ) -> None:
         self._tags = tuple(workers)
         self.per_worker = per_worker
+        self.lot = 1
         self._max_bytes = max_bytes
         self._width = width
         self._waiting: dict[int, _Waiting] = {}
@@ -204,12 +206,14 @@ class Dispatch:
         room = [worker for worker, has in self._has.items() if 2 * len(has) <= self.per_worker]
         while self._waiting and room:
             worker = min(room, key=lambda number: len(self._has[number]))
-            found = self._next_for(worker)
-            if found is not None:
-                self._give(worker, found, self._waiting.pop(found), given)
-                self._give_owed(worker, given)
-            if found is None or len(self._has[worker]) >= self.per_worker:
-                room.remove(worker)
+            for _ in range(self.lot):
+                found = self._next_for(worker)
+                if found is not None:
+                    self._give(worker, found, self._waiting.pop(found), given)
+                    self._give_owed(worker, given)
+                if found is None or len(self._has[worker]) >= self.per_worker:
+                    room.remove(worker)
+                    break
         for worker in self._owed:  # others may have taken what it would have been behind
             self._give_owed(worker, given)
         return [Assignment(worker, events) for worker, events in given.items()]
@@ -315,10 +319,6 @@ class Dispatch:
             self._took.pop(index, None)
 
     # -- looking at it ------------------------------------------------------------------------------------------------
-
-    def n_at(self, worker: int) -> int:
-        """Events that a worker has."""
-        return len(self._has.get(worker, ()))
 
     @property
     def under_way(self) -> Iterator[Ready]:

@@ -178,7 +178,7 @@ class InlineRun(Run):
                 self._act(action, sharing, at_hand, step)
                 if isinstance(action, Ready):
                     wanted.done(action)
-            wanted.tell(())
+            wanted.tell((), idle=True)
             self._look(showing.look())
             self._show()
             yield

@@ -11,7 +11,6 @@ from firstlight.errors import DuplicateIdError
 from firstlight.model import Ranges, StreamId
 from firstlight.pipeline._keeping import Keeper
 from firstlight.pipeline._records import NUMBER, WireRecord
-from firstlight.pipeline._talk import FromWorker, Reported
 
 __all__ = ["CombinedOutlet", "Outlet", "PipeOutlet", "RecordWriter", "StreamOutlet"]
 
@@ -36,12 +35,18 @@ class Outlet(Protocol):
 
 
 class PipeOutlet:
-    """Records go to the run itself: as safe as the run is."""
+    """Records go to the run itself: as safe as the run is.
+
+    Parameters
+    ----------
+    report
+        Puts them into the pipe.
+    """
 
     begun: Producer | None = None
 
-    def __init__(self, say: Callable[[FromWorker], None]) -> None:
-        self._say = say
+    def __init__(self, report: Callable[[list[WireRecord]], None]) -> None:
+        self._report = report
 
     def begin(self, record: WireRecord) -> bool:
         """No: there is nothing to wait for in between."""
@@ -49,7 +54,7 @@ class PipeOutlet:
 
     def settle(self, records: Sequence[WireRecord]) -> None:
         """Send them; they are in the pipe even if this process dies now."""
-        self._say(Reported(list(records)))
+        self._report(list(records))
 
 
 class RecordWriter:

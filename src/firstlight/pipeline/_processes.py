@@ -380,13 +380,16 @@ class ProcessesRun(Run):
         match said.what:
             case Started():
                 crew.started(said.number)
-            case Reported(records):
+            case Reported(records, busy):
+                crew.was_busy(busy)
                 for wire in records:
                     self._reduction.take(from_wire(wire, self.pipeline.results))
                 self._reported(said.number, records, crew)
-            case Settled(indices):
+            case Settled(indices, busy):
+                crew.was_busy(busy)
                 crew.settled(said.number, indices)
-            case Worked(numbers):
+            case Worked(numbers, busy):
+                crew.was_busy(busy)
                 crew.worked(said.number, numbers)
             case Stored(stretches):
                 self._stored(said.number, stretches, pool, crew)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from firstlight.errors import FirstlightError
 from firstlight.model import StreamId
@@ -26,6 +26,7 @@ __all__ = [
     "Asked",
     "Begin",
     "Broke",
+    "Busy",
     "FromWorker",
     "GroupJob",
     "HandOut",
@@ -137,6 +138,13 @@ ToWorker: TypeAlias = Begin | HandOut | Answer | Known | Retune | Ping | Stop | 
 # -- from a worker --------------------------------------------------------------------------------------------------
 
 
+class Busy(NamedTuple):
+    """How long a worker took in all for how many events since it last said so."""
+
+    seconds: float = 0.0
+    n_events: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Started:
     """The worker is set up."""
@@ -154,6 +162,7 @@ class Reported:
     """Records, through the pipe."""
 
     records: list[WireRecord]
+    busy: Busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +170,7 @@ class Settled:
     """The records of these events are in the results stream."""
 
     indices: list[int]
+    busy: Busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +178,7 @@ class Worked:
     """The results of these were added up, which is not yet safe: there is time for others."""
 
     numbers: list[int]
+    busy: Busy
 
 
 @dataclass(frozen=True, slots=True)

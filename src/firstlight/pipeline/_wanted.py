@@ -13,6 +13,8 @@ from firstlight.pipeline._sources import Keeps, OpenSource
 __all__ = ["Wanted"]
 
 _SWEEP_EVERY_S = 0.25
+#: What is done within this time is told in one go, unless there is nothing else to do.
+_TELL_EVERY_S = 0.005
 
 
 class Wanted:
@@ -33,6 +35,7 @@ class Wanted:
         self._there: dict[str, Ranges] = {}
         self._done: dict[str, Ranges] = {}
         self._sweep_at = time.monotonic() + _SWEEP_EVERY_S
+        self._tell_at = 0.0
 
     def arrived(self, name: str, number: int) -> None:
         """A message is there."""
@@ -46,13 +49,24 @@ class Wanted:
                 if name not in event.rows:  # the other triggers of that message may be under way
                     self._done.setdefault(name, Ranges()).add(number, number)
 
-    def tell(self, under_way: Iterable[Ready]) -> None:
-        """Tell the source what is done with, and now and then look for what else is; `under_way` are the events that are
-        formed and not done."""
+    def tell(self, under_way: Iterable[Ready], *, idle: bool) -> None:
+        """Tell the source what is done with, and now and then look for what else is.
+
+        Parameters
+        ----------
+        under_way
+            The events that are formed and not done.
+        idle
+            There are none: the source may wait for room.
+        """
         if self._keeps is None or not self._there:
             return
-        if time.monotonic() >= self._sweep_at:
+        now = time.monotonic()
+        if now >= self._sweep_at:
             self._sweep(under_way)
+        elif now < self._tell_at and not idle:
+            return
+        self._tell_at = now + _TELL_EVERY_S
         done, self._done = self._done, {}
         for name, numbers in done.items():
             for first, last in numbers:

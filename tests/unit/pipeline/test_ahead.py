@@ -31,3 +31,12 @@ def test_a_fixed_number_stays() -> None:
     ahead = Ahead(8)
     ahead.took(10.0)
     assert ahead.n == 8
+
+
+def test_short_events_go_out_in_lots_of_two_milliseconds() -> None:
+    ahead = Ahead(None)
+    assert ahead.lot == 1
+    ahead.took(0.05, n_events=200)
+    assert 7 <= ahead.lot <= 8
+    ahead.took(0.01)
+    assert ahead.lot == 1

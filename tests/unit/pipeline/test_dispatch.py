@@ -70,9 +70,20 @@ def test_how_much_a_worker_gets_may_change() -> None:
     dispatch = ready_for(1)
     for index in range(1, 20):
         dispatch.offer(event(index))
-    assert dispatch.assign() and dispatch.n_at(0) == 2
+    assert given_out(dispatch) == {0: [1, 2]}
     dispatch.per_worker = 6
-    assert given_out(dispatch) == {0: [3, 4, 5, 6]} and dispatch.n_at(0) == 6
+    assert given_out(dispatch) == {0: [3, 4, 5, 6]}
+
+
+def test_short_events_go_to_one_worker_in_a_row() -> None:
+    dispatch = ready_for(2, per_worker=4)
+    dispatch.lot = 3
+    for index in range(1, 5):
+        dispatch.offer(event(index))
+    assert given_out(dispatch) == {0: [1, 2, 3], 1: [4]}
+    for index in range(5, 20):
+        dispatch.offer(event(index))
+    assert given_out(dispatch) == {1: [5, 6, 7]}, "a worker does not get more than it may have"
 
 
 def test_nothing_is_handed_out_without_workers() -> None:
