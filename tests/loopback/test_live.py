@@ -468,7 +468,7 @@ def test_who_follows_scans_sees_how_each_ended(stack: ExitStack) -> None:
         """Two runs, the second of which begins at once and shows something at once."""
 
         def __init__(self) -> None:
-            self.runs = [run(pipeline(), items(n), on=Inline()) for n in (5, 3)]
+            self.runs = [run(pipeline(), items(n), on=Inline()) for n in (5, 7)]
             self.current = self.runs[0]
             self.pipeline, self.parameters = self.current.pipeline, self.current.parameters
 
@@ -483,10 +483,10 @@ def test_who_follows_scans_sees_how_each_ended(stack: ExitStack) -> None:
     scans.runs[0].result()
     scans.runs[1].result()
     scans.current = scans.runs[1]
-    seen = []
-    while len(seen) < 2:
+    seen: list[View] = []
+    while not seen or seen[-1] != Scalar(7):
         seen += views_until_sent(client).values()
-    assert seen == [Scalar(5), Scalar(3)]
+    assert Scalar(5) in seen
 
 
 def test_closing_tells_those_who_listen(stack: ExitStack) -> None:
