@@ -56,7 +56,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pipeline(**more: Any) -> Pipeline:
-    return summing(worker=Value(0.0), reducer=SlowSum, **more)
+    return summing(**{"worker": Value(0.0), "reducer": SlowSum} | more)
 
 
 def live(url: str, *, group: str | None = "night") -> Live:
@@ -94,6 +94,29 @@ def test_a_run_ends_when_a_reducer_that_is_slower_than_the_workers_is_through(
     send(service.url)
     monkeypatch.setattr(SlowSum, "pause_s", 0.005)
     assert run(pipeline(), live(service.url), on=Processes(1)).result(_WITHIN_S).total == _WHOLE
+
+
+class Ticking(SlowSum):
+    """Counts how often its time has come."""
+
+    every_s = 0.05
+    ticks: ClassVar[int] = 0
+
+    def tick(self) -> None:
+        type(self).ticks += 1
+
+
+def test_timers_and_views_go_on_while_results_are_read(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    send(service.url)
+    ticking = pipeline(reducer=Ticking)
+    run(ticking, live(service.url), on=Processes(1)).result(_WITHIN_S)
+    monkeypatch.setattr(SlowSum, "pause_s", 0.005)
+    monkeypatch.setattr(Ticking, "ticks", 0)
+    seen: list[float] = []
+    on_view = lambda views: seen.append(views["total"].value)  # noqa: E731
+    again = run(ticking, live(service.url), on=Processes(1), on_view=on_view, view_every_s=0.1)
+    assert again.result(_WITHIN_S).total == _WHOLE
+    assert Ticking.ticks >= 3 and len(seen) >= 3 and seen == sorted(seen) and seen[-1] == _WHOLE
 
 
 def test_one_result_may_take_longer_than_others_need_to_come(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -259,7 +259,7 @@ class ProcessesRun(Run):
             )
             stack.callback(self._results.close)
             try:
-                self._results.drain()
+                self._results.drain(meanwhile=self._show)
             except Stopped:
                 return
             self._parameters = ParameterHistory(client, self._results.stream)
@@ -541,7 +541,7 @@ class ProcessesRun(Run):
 
     def _reduce_rest(self, results: Results) -> None:
         try:
-            results.drain(grace_s=self._on.stop_within_s)
+            results.drain(grace_s=self._on.stop_within_s, meanwhile=self._show)
         except Stopped as error:
             logger.warning("the run of pipeline %r is stopped: %s", self.pipeline.name, error)
         results.checkpoint()

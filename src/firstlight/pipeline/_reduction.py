@@ -72,7 +72,7 @@ class Reduction:
         self._pipeline = pipeline
         self._live = live
         self._lock = threading.Lock()
-        #: What is done can be asked while the reducer is at work, which may take its time.
+        #: What is there and what is done is told and asked while the reducer is at work, which may take its time.
         self._seeing = threading.Lock()
         self._width = pipeline.width
         self._begin_with(pipeline.make_reducer())
@@ -255,7 +255,7 @@ class Reduction:
 
     def offered(self, total: int) -> None:
         """The inputs have offered so many events."""
-        with self._lock:
+        with self._seeing:
             self._available = max(total, self._available)
 
     def formed(self, action: Action, parts: Sequence[Ready] = ()) -> None:

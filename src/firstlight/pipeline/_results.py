@@ -219,13 +219,15 @@ class Results:
         assert self._writer is not None
         self._writer.write([to_wire(record, self._pipeline.results)])
 
-    def drain(self, *, grace_s: float = 0.0) -> None:
+    def drain(self, *, grace_s: float = 0.0, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Wait until everything that is in the stream now has been reduced, however long the reducer takes for it.
 
         Parameters
         ----------
         grace_s
             Seconds for which to go on when the run is stopped.
+        meanwhile
+            Called now and then; what it raises passes through.
 
         Raises
         ------
@@ -248,6 +250,7 @@ class Results:
                 stop_s = min(stop_s, now_s + grace_s)
             if now_s >= stop_s:
                 raise Stopped(f"{target - self._n_read} of {target} results in {self.stream} are not reduced")
+            meanwhile()
             with self._read:
                 self._read.wait(_LOOK_EVERY_S)
 
