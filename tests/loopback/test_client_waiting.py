@@ -129,3 +129,14 @@ def test_stretches_are_acknowledged_at_once(client: Client) -> None:
         assert [message.id for message in reader.receive_many(WITHIN_S)] == [1, 2, 3, 4, 5]
         reader.ack_ranges([(1, 2), (4, 4)])
         assert client.unacknowledged("det", "g", stream="s") == [3, 5]
+
+
+def test_a_small_message_comes_by_itself_and_is_not_lent(service: ThreadService) -> None:
+    with Client(service.url) as client, client.produce("det", stream="s", finish=False) as out:
+        reader = client.consume("det", stream="s")
+        for size, is_lent in ((100, False), (1 << 20, True)):
+            out.send(b"x" * size)
+            out.flush()
+            message = reader.receive(WITHIN_S)
+            (lent,) = [told["leased_bytes"] for told in client.status()["connections"]]
+            assert bytes(message.data) == b"x" * size and bool(lent) == is_lent

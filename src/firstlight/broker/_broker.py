@@ -113,6 +113,7 @@ class Broker:
         self._expected: dict[StreamId, list[Callable[[Stream], None]]] = {}
         self._members = itertools.count(1)
         self._dirty: dict[Stream, None] = {}
+        self._endings: list[Callable[[], None]] = []
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -550,15 +551,32 @@ class Broker:
     def _touch(self, stream: Stream) -> None:
         """Something changed; deliver at the end of this turn of the loop, once for everything that changes until then."""
         self._dirty[stream] = None
-        if not self._scheduled and not self._closed:
-            self._scheduled = True
-            self._loop.call_soon(self._deliver)
+        if not self._closed:
+            self._end_turn_soon()
 
-    def _deliver(self) -> None:
-        self._scheduled = False
+    def at_end(self, act: Callable[[], None]) -> None:
+        """Call `act` at the end of this turn of the loop, behind the deliveries."""
+        self._endings.append(act)
+        self._end_turn_soon()
+
+    def _end_turn_soon(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._end_turn)
+
+    def _end_turn(self) -> None:
         dirty, self._dirty = self._dirty, {}
         for stream in dirty:
             self._deliver_or_report(stream)
+        # What these cause belongs to the next turn, so that whoever takes much does not keep the others waiting.
+        endings, self._endings = self._endings, []
+        self._scheduled = False
+        for act in endings:
+            try:
+                act()
+            except Exception:  # a mistake of ours with one client must not stop the others
+                logger.exception("what belongs to the end of a turn failed; this is a bug in the service")
+                self.measures.internal_errors.add()
 
     def _deliver_or_report(self, stream: Stream) -> None:
         try:

@@ -52,6 +52,8 @@ logger = logging.getLogger(__name__)
 
 #: Batches above this size are written in place by producers on this machine.
 _IN_PLACE_BYTES = 256 << 10
+#: A single batch up to this size goes through the socket, also to clients that share memory.
+_COPIED_BYTES = 16 << 10
 _MAX_CREDIT = 1 << 20
 #: A producer asks once and waits; two questions can cross when it opens its channel again.
 _MAX_WANTS = 16
@@ -252,6 +254,8 @@ class ConsumerChannel:
         self._number = message.channel
         self._subscription: Subscription | None = None
         self._credit = 0
+        #: Numbers of `Settle`: the last one, those that survive a crash, were confirmed, and are waited for.
+        self._heard = self._saved = self._confirmed = self._hurried = 0
         self._closed = False
         self._selection = selection_of(message)
         stream_id = StreamId(message.beamtime, message.source, message.stream)
@@ -298,7 +302,7 @@ class ConsumerChannel:
             return
         check_settle(message)
         if self._subscription is not None:
-            number = message.number
+            number = self._heard = message.number
             self._broker.settle(
                 self._subscription, message.acked, message.nacked, on_saved=lambda: self._settled(number)
             )
@@ -319,8 +323,24 @@ class ConsumerChannel:
             self._connection.send(Missing(self._number, first, last, "there is no such message"))
 
     def _settled(self, number: int) -> None:
-        if not self._closed:
-            self._connection.send(Settled(self._number, number))
+        if self._closed:
+            return
+        self._saved = max(number, self._saved)
+        if number <= self._hurried:
+            self.send_settled()
+        else:
+            self._connection.note_settled(self)
+
+    def send_settled(self) -> None:
+        """One receipt for all acknowledgements that are saved."""
+        if not self._closed and self._saved > self._confirmed:
+            self._confirmed = self._saved
+            self._connection.send(Settled(self._number, self._saved))
+
+    def hurry(self) -> None:
+        """The client waits for receipts of what it has settled so far."""
+        self._hurried = self._heard
+        self.send_settled()
 
     # -- Receiver ---------------------------------------------------------------------------------------------------
 
@@ -337,9 +357,11 @@ class ConsumerChannel:
         """Send descriptors, or the bytes where the client cannot share memory or has too much of it already."""
         connection = self._connection
         shared: list[Item] = []
+        # To lend a small one, and to get it back, takes longer than to copy it.
+        copied = len(deliveries) == 1 and deliveries[0].slot.length <= _COPIED_BYTES
         for delivery in deliveries:
             region = self._broker.room.region_of(delivery.slot)
-            if connection.may_lease(region):
+            if not copied and connection.may_lease(region):
                 connection.introduce(region, writable=False)
                 shared.append(_item(delivery, region.no, connection.lease(region, delivery.slot)))
             else:
@@ -361,8 +383,10 @@ class ConsumerChannel:
         whole = piece.n == batch.n_messages
         payload = [memory[: batch.length]] if whole else batch.select(piece.row, piece.n)
         item = _item(delivery, 0, 0) if whole else _item(delivery._replace(piece=piece._replace(row=0)), 0, 0)
-        if region.role is Role.READ_BACK and region.ring.pinned * 2 > region.size:
-            # A few clients that take nothing would keep all others from reading what is on disk.
+        scarce = region.role is Role.READ_BACK and region.ring.pinned * 2 > region.size
+        if scarce or slot.length <= _COPIED_BYTES:
+            # A few clients that take nothing would keep all others from reading what is on disk; and small ones are soon
+            # copied.
             self._connection.send(Deliver(self._number, (item,)), [b"".join(payload)])
             return
         slot.pin()

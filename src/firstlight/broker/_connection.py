@@ -68,6 +68,8 @@ _CONGESTED_PART = 16
 _HELLO_WITHIN_S = 10.0
 #: Producers are told so often what is stored, unless something else is sent to them anyway.
 _STORED_EVERY_S = 0.001
+#: Consumers are told so much later what is confirmed of their acknowledgements, unless they ask.
+_SETTLED_WITHIN_S = 0.05
 #: A stranger gets no memory for more than an introduction.
 _MAX_BEFORE_HELLO = 16 << 10
 #: Questions, and bytes of their answers, that a client may have open; as long as there are more, nobody listens to it.
@@ -131,6 +133,8 @@ class Connection:
         self._stored: dict[ProducerChannel, None] = {}
         self._stored_at = 0.0
         self._stored_timer: asyncio.TimerHandle | None = None
+        self._settled: dict[ConsumerChannel, None] = {}
+        self._settled_timer: asyncio.TimerHandle | None = None
         self.own_region: MemoryRegion | None = None
         #: There was no memory left for a region of its own.
         self.region_refused = False
@@ -231,6 +235,8 @@ class Connection:
                 if self.own_region is not None and self.own_region.no == message.region:
                     self.own_region.memory.seal()
             case Ping():
+                for consumer in self._consumers.values():
+                    consumer.hurry()
                 self._count_question()
                 self._answer(Pong(message.number))
             case Hello() | Pong():
@@ -319,9 +325,23 @@ class Connection:
             return
         pause = self._stored_at + _STORED_EVERY_S - self._loop.time()
         if pause <= 0:
-            self._flush_soon()
+            self._loop.call_soon(self._flush_soon)  # behind those who get messages
         else:
             self._stored_timer = self._loop.call_later(pause, self._flush)
+
+    def note_settled(self, channel: ConsumerChannel) -> None:
+        """The channel has receipts to send. Hardly anybody waits for one, so they go with something else, or after a while."""
+        self._settled[channel] = None
+        if self._settled_timer is None:
+            self._settled_timer = self._loop.call_later(_SETTLED_WITHIN_S, self._flush)
+
+    def _send_settled(self) -> None:
+        if self._settled_timer is not None:
+            self._settled_timer.cancel()
+            self._settled_timer = None
+        settled, self._settled = self._settled, {}
+        for channel in settled:
+            channel.send_settled()
 
     def send_stored(self) -> None:
         """Send these acknowledgements; before any new room is granted, because the room may be theirs."""
@@ -437,13 +457,15 @@ class Connection:
     def _flush_soon(self) -> None:
         if not self._flush_scheduled and not self._writing and not self.closed:
             self._flush_scheduled = True
-            self._loop.call_soon(self._flush)
+            self.broker.at_end(self._flush)
 
     def _flush(self) -> None:
-        self._flush_scheduled = False
         if self.closed:
             return
+        self._flush_scheduled = True  # for what these say; it goes now
         self.send_stored()
+        self._send_settled()
+        self._flush_scheduled = False
         was_congested = self.congested
         try:
             while self._out:
@@ -505,8 +527,9 @@ class Connection:
     def refuse(self, error: FirstlightError) -> None:
         """Say why, as far as the client still listens, and close."""
         goodbye = frame(encode(Refused(ErrorInfo.of(error))))
+        self._flush()  # what was said before
         try:
-            if not self._out:
+            if not (self._out or self.closed):
                 self._sock.send(goodbye)
         except OSError:
             pass  # it gets no reason, only the end
@@ -519,8 +542,9 @@ class Connection:
         self.closed = True
         (logger.warning if reason else logger.debug)("connection of %s closed%s", self, f": {reason}" if reason else "")
         self._hello_timer.cancel()
-        if self._stored_timer is not None:
-            self._stored_timer.cancel()
+        for timer in (self._stored_timer, self._settled_timer):
+            if timer is not None:
+                timer.cancel()
         self._loop.remove_reader(self._sock)
         self._stop_waiting()
         self._sock.close()

@@ -176,9 +176,9 @@ class Intake:
             header.producer, header.sequence, now, batch.length,
         )  # fmt: skip
         published = Published(first.id, duplicates)
+        self._touch(stream)  # those who wait for messages come before those who wait for receipts
         self._make_last(stream, offer.region, slot, entry, offer.ack, lambda: offer.on_stored(published))
         self._store.index(indexed(stream.no, batch, arrival, first=first, runs=runs))
-        self._touch(stream)
 
     def _count(self, stream: Stream, batch: Batch) -> None:
         stream.counters.received += batch.n_messages
@@ -202,7 +202,7 @@ class Intake:
             sync = policy.keep is Keep.DURABLE or ack is Ack.SYNCED
             self._persist(stream, region, slot, entry, sync=sync, on_done=None if ack is Ack.MEMORY else on_stored)
         else:
-            self._store.note(entry)
+            self._store.note(entry, urgent=False)
             if policy.holds:
                 stream.hold(slot, [(first, first + n - 1) for first, n, _ in entry.runs])
         if ack is Ack.MEMORY or not policy.persists:

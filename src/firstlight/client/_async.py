@@ -910,7 +910,7 @@ class AsyncConsumer(ConsumerEnd):
     async def flush(self, timeout: float = 10.0) -> None:
         """As `Consumer.flush`."""
         client, core = self._client, self._core
-        core.say_settled()
+        core.ask_settled()
         client._flush()
         if not await client._wait(lambda: core.settled or core.failed is not None, timeout):
             raise self._not_settled(timeout)

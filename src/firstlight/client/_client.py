@@ -1133,7 +1133,7 @@ class Consumer(ConsumerEnd):
         """Wait until the service has made sure that nothing acknowledged comes again, even if it is killed."""
         client = self._client
         with client._lock:
-            self._core.say_settled()
+            self._core.ask_settled()
         client._flush()
         with client._lock:
             if not client._wait(lambda: self._core.settled or self._core.failed is not None, timeout):

@@ -34,6 +34,7 @@ from firstlight.wire import (
     Missing,
     OpenConsumer,
     Opened,
+    Ping,
     Settle,
     Settled,
 )
@@ -480,6 +481,12 @@ class ConsumerCore:
         self._acked, self._nacked, self._n_unsaid = [], [], 0
         self._unsettled[self._settle_number] = settle
         self._outlet.send(settle)
+
+    def ask_settled(self) -> None:
+        """Send the acknowledgements that wait; somebody waits for the receipts, which would come some time."""
+        self.say_settled()
+        if self._unsettled:
+            self._outlet.send(Ping())
 
     @property
     def n_held(self) -> int:

@@ -79,9 +79,9 @@ class Question:
 
 
 class PayloadPool:
-    """Buffers for what comes over the network, used again when the last view of the previous content is gone.
+    """Buffers for what comes through the socket, used again when the last view of the previous content is gone.
 
-    Touching memory for the first time costs several times the copy into it.
+    Touching memory for the first time costs several times the copy into it, which counts where it is large.
     """
 
     def __init__(self, limit: int = 256 << 20) -> None:
@@ -94,6 +94,8 @@ class PayloadPool:
 
     def take(self, size: int) -> memoryview:
         """A writable view of `size` bytes, with old content."""
+        if size < _ROOM_STEP:
+            return memoryview(bytearray(size))
         self._collect()
         room = -(-size // _ROOM_STEP) * _ROOM_STEP
         idle = self._idle.get(room)

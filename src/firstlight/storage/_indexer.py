@@ -1,4 +1,4 @@
-"""The thread that keeps the index up to date, a few milliseconds behind the streams."""
+"""The thread that keeps the index up to date, a little behind the streams."""
 
 from __future__ import annotations
 

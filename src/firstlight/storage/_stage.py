@@ -19,8 +19,8 @@ class Stage(Generic[T]):
         Takes a list of items.
     defer
         Calls a function after a delay in s; 0 is the end of this turn of the event loop.
-    patience_s
-        How long items may wait that nobody waits for.
+    most
+        So many items wait at most; None: any number.
     """
 
     def __init__(
@@ -28,34 +28,34 @@ class Stage(Generic[T]):
         hand_over: Callable[[list[T]], None],
         defer: Callable[[float, Callable[[], None]], None],
         *,
-        patience_s: float,
+        most: int | None = None,
     ) -> None:
         self._hand_over = hand_over
         self._defer = defer
-        self._patience_s = patience_s
+        self._most = most
         self._items: list[T] = []
-        self._soon = self._later = False
+        #: How soon those that wait go, as it was asked for the most urgent of them.
+        self._within_s: float | None = None
+        self._n_flushes = 0
 
-    def add(self, item: T, *, urgent: bool) -> None:
-        """Put an item behind the others; an urgent one takes all of them along at the end of this turn."""
+    def add(self, item: T, *, within_s: float) -> None:
+        """Put an item behind the others, which it takes along: at the end of this turn (0), or so much later."""
         self._items.append(item)
-        if urgent and not self._soon:
-            self._soon = True
-            self._defer(0.0, self._flush_soon)
-        elif not urgent and not self._later:
-            self._later = True
-            self._defer(self._patience_s, self._flush_later)
+        if self._most is not None and len(self._items) >= self._most:
+            self.flush()
+        elif self._within_s is None or within_s < self._within_s:
+            self._within_s = within_s
+            number = self._n_flushes
+            self._defer(within_s, lambda: self._flush_for(number))
 
-    def _flush_soon(self) -> None:
-        self._soon = False
-        self.flush()
-
-    def _flush_later(self) -> None:
-        self._later = False
-        self.flush()
+    def _flush_for(self, number: int) -> None:
+        if number == self._n_flushes:  # they have not gone with others
+            self.flush()
 
     def flush(self) -> None:
         """Hand everything over now."""
+        self._within_s = None
+        self._n_flushes += 1
         if self._items:
             items, self._items = self._items, []
             self._hand_over(items)

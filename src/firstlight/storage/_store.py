@@ -38,7 +38,10 @@ logger = logging.getLogger(__name__)
 _INDEX_NAME = "index.sqlite"
 #: Entries that nobody waits for may be written so much later, and messages be indexed: queries do not wait for that.
 _WRITE_WITHIN_S = 0.005
-_INDEX_WITHIN_S = 0.02
+_WRITE_SOME_TIME_S = 0.05
+_INDEX_WITHIN_S = 0.1
+#: Unless there are so many of them: the index computes in small pieces, between which others get the processor.
+_INDEX_BATCHES = 40
 
 T = TypeVar("T")
 
@@ -126,8 +129,8 @@ class Store:
             self._writer = self._start_writer()
             undo.pop_all()
         self.reader = Reader()
-        self._to_write: Stage[WriteItem] = Stage(self._writer.submit_all, defer, patience_s=_WRITE_WITHIN_S)
-        self._to_index: Stage[IndexedBatch] = Stage(self.indexer.add_all, defer, patience_s=_INDEX_WITHIN_S)
+        self._to_write: Stage[WriteItem] = Stage(self._writer.submit_all, defer)
+        self._to_index: Stage[IndexedBatch] = Stage(self.indexer.add_all, defer, most=_INDEX_BATCHES)
         #: Bytes of batches that wait to be persisted.
         self.backlog_bytes = 0
         self.bytes_persisted = 0
@@ -139,7 +142,7 @@ class Store:
             first_segment=self.recovered.next_segment,
             segment_bytes=self.settings.segment_bytes,
             checksum_blobs=self.settings.checksum_blobs,
-            on_done=lambda items: self._post(lambda: self._written(items)),
+            on_done=self._note_written,
             on_state=self._watch("disk"),
         )
 
@@ -182,10 +185,15 @@ class Store:
         Parameters
         ----------
         urgent
-            Somebody waits for `on_done`; otherwise it may take a few milliseconds more.
+            Somebody waits for `on_done`; otherwise it may take a few milliseconds more, and some ten if there is none.
         """
         item = WriteItem(entry, sync=sync, on_done=(lambda _: on_done()) if on_done else None)
-        self._to_write.add(item, urgent=urgent and (on_done is not None or sync))
+        waited_for = on_done is not None or sync
+        if urgent and waited_for:
+            within_s = 0.0
+        else:
+            within_s = _WRITE_WITHIN_S if urgent or waited_for else _WRITE_SOME_TIME_S
+        self._to_write.add(item, within_s=within_s)
 
     def persist(
         self,
@@ -213,12 +221,18 @@ class Store:
                 self._count_in(item, stream, entry)
             on_done(item.segment, item.offset)
 
-        self._to_write.add(WriteItem(entry, stream=stream, memory=memory, sync=sync, on_done=done), urgent=True)
+        self._to_write.add(WriteItem(entry, stream=stream, memory=memory, sync=sync, on_done=done), within_s=0.0)
 
-    def _written(self, items: list[WriteItem]) -> None:
-        for item in items:
-            if item.on_done is not None:
-                item.on_done(item)
+    def _note_written(self, items: list[WriteItem]) -> None:
+        """In the writer's thread: the broker's is woken only for what somebody wants to know."""
+        told = [(item, item.on_done) for item in items if item.on_done is not None]
+
+        def tell() -> None:
+            for item, on_done in told:
+                on_done(item)
+
+        if told:
+            self._post(tell)
 
     def _count_in(self, item: WriteItem, stream: StreamId, entry: BatchStored) -> None:
         segment = self.segments.get(item.segment)
@@ -250,7 +264,7 @@ class Store:
 
     def index(self, batch: IndexedBatch) -> None:
         """Let the messages of a batch be found by their metadata, soon."""
-        self._to_index.add(batch, urgent=False)
+        self._to_index.add(batch, within_s=_INDEX_WITHIN_S)
 
     def change_index(self, act: Callable[[Index], T]) -> Future[T]:
         """Run something that changes the index, behind everything before."""
