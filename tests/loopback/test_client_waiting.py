@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from firstlight.client import Client
+from firstlight.client._client import _UNATTENDED_S
 from firstlight.errors import ConnectionLostError
 from firstlight.testing import ThreadService
 
@@ -140,3 +142,42 @@ def test_a_small_message_comes_by_itself_and_is_not_lent(service: ThreadService)
             message = reader.receive(WITHIN_S)
             (lent,) = [told["leased_bytes"] for told in client.status()["connections"]]
             assert bytes(message.data) == b"x" * size and bool(lent) == is_lent
+
+
+def test_who_may_not_read_waits_for_nobody_who_has_read(service: ThreadService, threads: ThreadPoolExecutor) -> None:
+    """The main thread, where Ctrl-C strikes, leaves reading to the client's thread, which others have sent to rest."""
+    took_s = []
+    with Client(service.url) as client, client.produce("det", stream="s", finish=False) as out:
+
+        def store() -> None:
+            out.send(b"x")
+            out.flush()
+
+        for _ in range(21):
+            threads.submit(store).result(WITHIN_S)
+            began_s = time.monotonic()
+            client.info("det", stream="s")
+            took_s.append(time.monotonic() - began_s)
+    assert sorted(took_s)[10] < _UNATTENDED_S / 2
+
+
+def test_who_may_not_read_is_not_forgotten_by_who_stops_to(service: ThreadService, threads: ThreadPoolExecutor) -> None:
+    took_s = []
+    with Client(service.url) as client, Client(service.url) as other:
+        for number in range(1, 22):
+            begun = threading.Semaphore(0)
+            reading = threads.submit(waits(client, f"det{number}", begun))
+            assert begun.acquire(timeout=WITHIN_S)
+
+            def answer(name: str = f"det{number}") -> float:
+                for source in (name, "main"):  # who reads gets what is theirs, then the main thread does
+                    with other.produce(source, stream="s", finish=False) as out:
+                        out.send(b"x")
+                return time.monotonic()
+
+            with client.consume("main", stream="s", start=number - 1) as mine:
+                sent_s = threads.submit(answer)
+                assert mine.receive(WITHIN_S).id == number
+                took_s.append(time.monotonic() - sent_s.result(WITHIN_S))
+            assert reading.result(WITHIN_S) == 1
+    assert sorted(took_s)[10] < _UNATTENDED_S / 2

@@ -394,6 +394,7 @@ class Client:
         bell.acquire()
         waiting = (bell, ready)
         self._bells.append(waiting)
+        self._attend()
         self._lock.release()
         try:
             bell.acquire(timeout=-1 if left is None else left)
@@ -432,11 +433,10 @@ class Client:
         self._wake_by(self._led_until + _UNATTENDED_S)
 
     def _attend(self) -> None:
-        """Something has to be read though nobody waits for it."""
-        with self._lock:
-            if not self._attends and not self._reading:
-                self._led_until = 0.0
-                self._wake_by(0.0)
+        """Something has to be read, by the client's thread if nobody else does; with the lock held."""
+        if not self._attends and not self._reading:
+            self._led_until = 0.0
+            self._wake_by(0.0)
 
     def _due(self) -> list[threading.Lock]:
         """The bells of those who have what they wait for, to be rung; with the lock held."""
@@ -893,7 +893,8 @@ class Producer(ProducerEnd):
         if opened:
             client._nudge()
         if self._core.blocked:
-            client._attend()  # the room that it waits for
+            with client._lock:
+                client._attend()  # the room that it waits for
 
     def loan(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """An array to fill and `send`: in shared memory, so that nothing is copied, where the service is on this machine.

@@ -142,13 +142,10 @@ def receive(sock: socket.socket, buffer: memoryview, descriptors: deque[int]) ->
     OSError
         From the socket; also if the service closed the connection.
     """
-    if sock.family != socket.AF_UNIX:
-        n = sock.recv_into(buffer)
-    else:
-        n, ancillary, _, _ = sock.recvmsg_into([buffer], ANCILLARY)
-        for level, kind, data in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                descriptors.extend(memoryview(data[: len(data) // 4 * 4]).cast("i"))
+    n, ancillary, _, _ = sock.recvmsg_into([buffer], ANCILLARY)
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            descriptors.extend(memoryview(data[: len(data) // 4 * 4]).cast("i"))
     if n == 0:
         raise ConnectionResetError("the service closed the connection")
     return n
