@@ -228,6 +228,22 @@ def test_of_records_of_one_event_the_first_stands_and_the_others_are_written(ser
     assert {record.index: record.value for record in found} == {1: 101, 2: 2, 3: 3, 4: 104, 5: 5, 6: 106}
 
 
+def test_a_record_that_was_begun_does_not_stand_either_where_there_is_one(service: Any) -> None:
+    with Client(service.url) as client:
+        where = StreamId(DEFAULT_BEAMTIME, "p.results", "scan")
+        first, second = (RecordWriter(client, where, combined=False) for _ in range(2))
+        first.write([to_wire(Record(1, "result", 1), "msgpack")])
+        for index, more in ((1, []), (2, [3]), (1, [2, 4])):
+            second.begin(to_wire(Record(index, "result", 100 + index), "msgpack"))
+            assert second.begun is not None
+            second.write([to_wire(Record(other, "result", 200 + other), "msgpack") for other in more])
+            assert second.begun is None
+        first.finish()
+        second.close()
+        found = [from_message(message, "msgpack") for message in client.consume("p.results", stream="scan")]
+    assert {record.index: record.value for record in found} == {1: 1, 2: 102, 3: 203, 4: 204}
+
+
 # -- inputs -----------------------------------------------------------------------------------------------------------
 
 
