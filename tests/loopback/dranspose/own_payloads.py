@@ -209,13 +209,16 @@ class Dying(FrameNumbers):
 
 
 class Ticking(FrameNumbers):
-    """Tells whether it was its turn to tick."""
+    """Tells whether it was its turn to tick, and leaves a file when it was."""
 
     def get_tick_interval(self, parameters: Any) -> float:
         return 3600.0
 
     def process_event(self, event: Any, parameters: Any, tick: bool) -> Any:
         time.sleep(0.02)
+        if tick:
+            with open(f"tick-{os.getpid()}", "a") as file:
+                file.write("x")
         return tick
 
 
