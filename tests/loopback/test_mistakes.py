@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from firstlight.client import Client
 from firstlight.errors import PipelineError
 from firstlight.model import Event
-from firstlight.pipeline import Executor, Inline, Items, Live, Pipeline, Processes, Run, run
+from firstlight.pipeline import Executor, Inline, Items, Live, Pipeline, Processes, Run, follow, run
 from firstlight.pipeline._align import ByIndex
 from firstlight.pipeline._align_values import Descriptor
 from firstlight.pipeline._sources import Arrival, OpenItems, Tidings
@@ -111,6 +112,27 @@ def test_of_a_reducer_that_reads_results(service: Any) -> None:
     failed(
         run(pipeline(reducer=Exits), send(service.url, "a"), on=Processes(1)), "SystemExit: no calibration", "in add"
     )
+
+
+def test_of_what_looks_for_the_next_scan(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = Client.streams
+
+    def mistaken(client: Client, *what: Any, **where: Any) -> Any:
+        if threading.current_thread().name == "look for scans":
+            raise RuntimeError("a mistake")
+        return streams(client, *what, **where)
+
+    monkeypatch.setattr(Client, "streams", mistaken)
+    with Client(service.url) as client, client.produce("a", stream="scan_0001", finish=False) as out:
+        out.send(b"frame")
+        out.flush()
+        with follow(
+            pipeline(), Live(service.url, stream="scan_*", after_end_s=0.1), first="open", on=Processes(1)
+        ) as scans:
+            scan = next(iter(scans))
+            assert scan.join(_WITHIN_S) and scan.state == "stopped"  # nobody would give it up
+            with pytest.raises(PipelineError, match="thread 'look for scans' broke: RuntimeError: a mistake"):
+                scans.join()
 
 
 class ExitsAtEnd(Collect):

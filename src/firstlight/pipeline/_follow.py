@@ -17,6 +17,7 @@ from firstlight.pipeline._live import Live
 from firstlight.pipeline._parameters import ParameterSet
 from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._run import Executor, Lasting, OnView, Run
+from firstlight.pipeline._threads import start
 from firstlight.pipeline._upcoming import First, Upcoming
 
 __all__ = ["Following", "follow"]
@@ -110,6 +111,7 @@ class Following:
         self._stopping = threading.Event()
         self._over = threading.Event()
         self._setting = threading.Lock()
+        self._failure: FirstlightError | None = None
         self._target: str | None = None
         self._looking = threading.Lock()
         self._stack = ExitStack()
@@ -213,14 +215,20 @@ class Following:
 
     def _run(self, client: Client) -> Iterator[Run]:
         with self._stack:
-            watcher = threading.Thread(target=self._watch, args=(client,), name="look for scans", daemon=True)
+            watcher = start("look for scans", lambda: self._watch(client), self._broke)
             self._stack.callback(watcher.join)
             self._stack.callback(self._over.set)
-            watcher.start()
             on = self._stack.enter_context(self._on.lasting()) if isinstance(self._on, Lasting) else self._on
             while (stream := self._next(client)) is not None:
                 yield self._begin(stream, on)
                 self._end(client, stream)
+            if self._failure is not None:
+                raise self._failure
+
+    def _broke(self, error: FirstlightError) -> None:
+        """Nobody looks for scans any more: one whose producer is dead would be waited for for ever."""
+        self._failure = error
+        self.stop()
 
     def _next(self, client: Client) -> str | None:
         """Wait for the next stream; None if the following is stopped."""

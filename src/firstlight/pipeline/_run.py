@@ -1,4 +1,4 @@
-"""`run` and what it returns."""
+"""A pipeline at work on one stream, and what can put it to work."""
 
 from __future__ import annotations
 
