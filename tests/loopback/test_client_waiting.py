@@ -14,6 +14,7 @@ import pytest
 from firstlight.client import Client
 from firstlight.client._client import _UNATTENDED_S
 from firstlight.errors import ConnectionLostError
+from firstlight.model import Keep, Policy
 from firstlight.testing import ThreadService
 
 WITHIN_S = 20.0
@@ -181,3 +182,33 @@ def test_who_may_not_read_is_not_forgotten_by_who_stops_to(service: ThreadServic
                 took_s.append(time.monotonic() - sent_s.result(WITHIN_S))
             assert reading.result(WITHIN_S) == 1
     assert sorted(took_s)[10] < _UNATTENDED_S / 2
+
+
+def test_receipts_of_acknowledgements_come_with_something_else_or_when_they_are_asked_for(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("firstlight.broker._connection._SETTLED_WITHIN_S", 1000.0)
+    # What is in memory only need not be written first.
+    with client.produce("det", stream="s", policy=Policy(keep=Keep.MEMORY), finish=False) as out:
+        reader = client.consume("det", stream="s", group="g", ack="manual")
+        for number in (1, 2):
+            out.send(b"x")
+            assert reader.receive(WITHIN_S).id == number
+            assert reader._core.settled  # what was acknowledged before
+            reader.ack_ranges([(number, number)])
+            assert not reader._core.settled
+        reader.flush(WITHIN_S)
+        assert reader._core.settled
+        reader.close()
+
+
+def test_who_asks_for_receipts_has_them_as_soon_as_they_are_written(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("firstlight.broker._connection._SETTLED_WITHIN_S", 1000.0)
+    with client.produce("det", stream="s", policy=Policy(keep=Keep.DISK), finish=False) as out:
+        out.send(b"x")
+        reader = client.consume("det", stream="s", group="g", ack="manual")
+        reader.receive(WITHIN_S).ack()
+        reader.flush(WITHIN_S)  # that they are is not known yet when the question comes
+        reader.close()

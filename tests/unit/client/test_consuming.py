@@ -20,6 +20,7 @@ from firstlight.wire import (
     Missing,
     OpenConsumer,
     Opened,
+    Ping,
     Settle,
     Settled,
 )
@@ -293,6 +294,17 @@ def test_what_was_confirmed_is_settled() -> None:
     assert c.core.settled
     c.core.finish_turn()
     assert not c.core.settled
+
+
+def test_receipts_are_asked_for_where_some_are_missing() -> None:
+    c = Consuming(group="g", ack="manual")
+    c.core.ask_settled()
+    assert c.outlet.take_only(Ping) == []
+    c.deliver(1)
+    c.take()
+    c.core.settle(1, None)
+    c.core.ask_settled()
+    assert [type(message) for message in c.outlet.take()][-2:] == [Settle, Ping]  # in this order
 
 
 def test_followers_have_nothing_to_acknowledge() -> None:
