@@ -379,7 +379,7 @@ class ConsumerChannel:
         slot, piece = delivery.slot, delivery.piece
         memory = region.view(slot)
         # What a producer on this machine wrote it can still change: nothing of it is believed because it was right before.
-        batch = Batch.parse(memory)
+        batch = Batch.parse(memory) if region.role is Role.PRODUCER else Batch.known(memory)
         whole = piece.n == batch.n_messages
         payload = [memory[: batch.length]] if whole else batch.select(piece.row, piece.n)
         item = _item(delivery, 0, 0) if whole else _item(delivery._replace(piece=piece._replace(row=0)), 0, 0)
