@@ -254,6 +254,37 @@ def count(folder: str, name: str) -> int:
     raise AssertionError("too often")
 
 
+@dataclass(frozen=True)
+class LeavesAChild:
+    """Dies at an event, and leaves a process behind that it has forked, as pools of processes do."""
+
+    folder: str
+
+    def __call__(self, event: Event) -> int:
+        if event.index == 2 and count(self.folder, "fork") == 0:
+            if (child := os.fork()) == 0:
+                signal.pause()
+            (Path(self.folder) / "child").write_text(str(child))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return event.index
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("kind", ["share", "group"])
+def test_a_process_that_a_dead_worker_has_left_behind_holds_up_nobody(service: Any, tmp_path: Path, kind: str) -> None:
+    with closing(Growing(service.url, first=4)) as stream:
+        stream.finish()
+    inputs = ["eiger"] if kind == "group" else ["eiger", "panda"]
+    pipe = Pipeline("forks", inputs=inputs, worker=LeavesAChild(str(tmp_path)), reducer=Collect)
+    running = run(pipe, stream.live, on=Processes(2))
+    try:
+        assert sorted(running.result(_WITHIN_S).found) == [1, 2, 3, 4]
+        assert running.stats.workers_died == 1
+    finally:
+        running.stop()
+        os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
+
+
 @dataclass
 class AddsAtWorkers:
     """A reducer that ends, or holds up, the process that adds a result of some event up."""

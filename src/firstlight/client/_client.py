@@ -15,6 +15,7 @@ import signal
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -66,6 +67,17 @@ _UNATTENDED_S = 0.1
 _LED_S = 1.0
 
 T = TypeVar("T")
+
+_CLIENTS: weakref.WeakSet[Client] = weakref.WeakSet()
+
+
+def _leave_to_parent() -> None:
+    """In a process that was forked: a copy of a connection would keep it open when the parent dies."""
+    for client in list(_CLIENTS):
+        client._sock.close()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _undisturbed() -> bool:
@@ -142,6 +154,7 @@ class Client:
         #: How the service is reached: ``shared memory`` or ``tcp``.
         self.path: Literal["shared memory", "tcp"] = "tcp"
         self._sock = self._connect(connect_timeout)
+        _CLIENTS.add(self)
         self._thread = threading.Thread(target=self._run, name="firstlight-client", daemon=True)
         self._thread.start()
 

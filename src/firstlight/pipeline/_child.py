@@ -91,6 +91,8 @@ def worker_main(pipe: Connection, slot: Slot, trace: Path | None = None) -> None
     # Ctrl-C reaches every process of the terminal; the run decides what it means for us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    # A process that the worker forks must not keep the pipe open when this one dies.
+    os.register_at_fork(after_in_child=pipe.close)
     try:
         with answering(trace) if trace is not None else nullcontext():
             _Child(pipe, slot).serve()

@@ -12,6 +12,8 @@ __all__ = ["Line"]
 #: A pipe with room has room for this: Linux calls a socket writable while three quarters of its buffer are free, which
 #: are 156 kiB as it is set up. Connections write so much in one go.
 _SMALL = 16 << 10
+#: The pipe of a worker that is over breaks at once.
+_CLOSE_WITHIN_S = 1.0
 
 
 class Line:
@@ -41,7 +43,8 @@ class Line:
         self._unsent: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._n_unsent = 0
         self.n_said = 0
-        threading.Thread(target=self._send, name=name, daemon=True).start()
+        self._thread = threading.Thread(target=self._send, name=name, daemon=True)
+        self._thread.start()
 
     def say(self, word: bytes) -> None:
         """Say this; a worker that is dying does not hear it."""
@@ -62,11 +65,10 @@ class Line:
     def _write(self, word: bytes) -> None:
         try:
             self._pipe.send_bytes(word)
-        except (OSError, TypeError):  # its end is noticed by who listens; a pipe that is closed has no number any more
-            pass
+        except OSError:
+            pass  # its end is noticed by who listens
 
     def close(self) -> None:
-        """The worker is over."""
+        """The worker is over; the pipe may be closed now."""
         self._unsent.put(None)
-        with self._lock:
-            self._pipe.close()
+        self._thread.join(_CLOSE_WITHIN_S)

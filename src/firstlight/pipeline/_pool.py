@@ -27,6 +27,7 @@ from firstlight.pipeline._threads import start
 __all__ = ["Death", "Gone", "Pool", "Said"]
 
 _EXIT_WITHIN_S = 5.0
+_LOOK_EVERY_S = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ class _Worker:
     process: BaseProcess
     pipe: Connection
     line: Line
+    listener: threading.Thread | None = None
     left: int = 0
     gone: bool = False
 
@@ -171,7 +173,7 @@ class Pool:
         theirs.close()
         line = Line(ours, name=f"talk to worker {number}")
         worker = self._workers[number] = _Worker(process, ours, line)
-        start(
+        worker.listener = start(
             f"listen to worker {number}",
             lambda: self._listen(number, worker),
             lambda error: self._pass_on(Said(number, Broke(error))),
@@ -183,7 +185,7 @@ class Pool:
         while True:
             try:
                 word = worker.pipe.recv_bytes()
-            except (EOFError, OSError, TypeError):  # a pipe that is closed while it is read has no number any more
+            except (EOFError, OSError):
                 with self._changed:
                     worker.gone = True
                     self._pass_on(Gone(number, pid))
@@ -246,21 +248,32 @@ class Pool:
         worker = self._workers.get(number)
         if worker is None:
             return True
-        worker.process.join(within_s)
-        return worker.process.exitcode is not None
+        return _is_over(worker.process, within_s)
 
     def bury(self, number: int) -> Death:
         """Clear away a worker that is gone; returns how it ended."""
         worker = self._workers.pop(number)
-        worker.process.join(_EXIT_WITHIN_S)
-        if worker.process.exitcode is None:
+        if not _is_over(worker.process, _EXIT_WITHIN_S):
             worker.process.kill()
             worker.process.join()
         code = worker.process.exitcode or 0
         worker.process.close()
+        # Nobody uses the pipe any more when it is closed: its number is soon that of another one.
         worker.line.close()
+        if worker.listener is not None:
+            worker.listener.join(_EXIT_WITHIN_S)
+        worker.pipe.close()
         how = f"killed by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
         return Death(worker.left == self._run, how, code == UNGUARDED)
+
+
+def _is_over(process: BaseProcess, within_s: float) -> bool:
+    """Whether a process is over, or will be within so many seconds."""
+    # Not by `join`, which asks a pipe that processes keep open that it has forked.
+    deadline = time.monotonic() + within_s
+    while process.exitcode is None and time.monotonic() < deadline:
+        time.sleep(_LOOK_EVERY_S)
+    return process.exitcode is not None
 
 
 def _unreadable(number: int, error: Exception) -> PipelineError:
