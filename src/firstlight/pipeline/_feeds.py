@@ -126,7 +126,7 @@ class GroupFeed:
             self._ahead.took(time.monotonic() - self._given_s)
             self._given_s = None
             self._consumer.limit(self._limit)
-        if not self._consumer.wait(_SLICE_S, producer=begun):
+        if self.has_none and not self._consumer.wait(_SLICE_S, producer=begun):
             return None
         try:
             message = self._consumer.receive(_SLICE_S)

@@ -65,7 +65,8 @@ class Settler:
         FirstlightError
             If earlier records could not be made safe.
         """
-        self.check()
+        if self._begun is not None:
+            self.check()
         with self._changed:
             if rests and record is not None and not self._waiting and not self._busy and self._outlet.begin(record):
                 self._begun = task
