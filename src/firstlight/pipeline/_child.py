@@ -1,5 +1,5 @@
-"""The inside of a worker process: take an event, call the worker, settle the record; leave when told, or when nobody
-listens."""
+"""The inside of a worker process: listen to the pool, work for one run after the other, leave when told, or when nobody
+is there."""
 
 from __future__ import annotations
 
@@ -15,10 +15,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from firstlight.errors import (
-    ConfigurationError,
-    PipelineError,
-)
+from firstlight.errors import ConfigurationError, PipelineError
 from firstlight.pipeline._child_run import Orders, RunOfWorker
 from firstlight.pipeline._hanging import answering
 from firstlight.pipeline._pipeline import Pipeline
@@ -26,16 +23,7 @@ from firstlight.pipeline._records import Record, WireRecord, to_wire
 from firstlight.pipeline._slots import Slot
 from firstlight.pipeline._step import told
 from firstlight.pipeline._steps import Steps
-from firstlight.pipeline._talk import (
-    Begin,
-    Broke,
-    FromWorker,
-    Job,
-    Left,
-    Ping,
-    Quit,
-    Stop,
-)
+from firstlight.pipeline._talk import Begin, Broke, FromWorker, Job, Left, Ping, Quit, Stop
 from firstlight.pipeline._threads import as_ours
 
 __all__ = ["UNGUARDED", "check_guarded", "unguarded_text", "worker_main"]
@@ -124,7 +112,10 @@ class _Child:
             while True:
                 self._hear(self._pipe.recv_bytes())
         except (EOFError, OSError):
-            os._exit(_ORPHANED)  # the run is dead: whoever has its work now must not meet us
+            pass  # the run is dead: whoever has its work now must not meet us
+        except Exception:  # a mistake of ours: who cannot listen is best replaced
+            logger.exception("a worker process cannot listen any more")
+        os._exit(_ORPHANED)
 
     def _hear(self, word: bytes) -> None:
         self._slot.heard()
