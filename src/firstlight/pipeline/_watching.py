@@ -72,13 +72,15 @@ class Watch:
 
     def _look_who_reads(self) -> None:
         slots = self._pool.slots
-        heard = {
-            number: slots[number].n_heard if slots[number].is_ready and not self._pool.has_read(number) else None
-            for number in self._pool.numbers
-        }
+        heard = {number: slots[number].n_heard if self._should_read(number) else None for number in self._pool.numbers}
         for number in self._deaf.look(self._watched_s, heard):
             trace = self._pool.where(number)
             if slots[number].n_heard == heard[number]:
                 why = f"killed because it read nothing for longer than {self._after_s:g} s"
                 self._deaths.kill(number, slots[number].call, why=why, trace=trace)
                 self._pool.kill(number)
+
+    def _should_read(self, number: int) -> bool:
+        """Whether it has something to read, and no user code that could keep it from that and is watched itself."""
+        slot = self._pool.slots[number]
+        return slot.is_ready and slot.timed_call is None and not self._pool.has_read(number)
