@@ -38,11 +38,11 @@ from firstlight.pipeline import (
     from_message,
     run,
 )
-from firstlight.pipeline._crew import ShareCrew
-from firstlight.pipeline._pool import Pool
-from firstlight.pipeline._records import from_wire
-from firstlight.pipeline._reduction import Reduction
-from firstlight.pipeline._talk import HandOut, Reported, ShareJob, Started
+from firstlight.pipeline._reduction.records import from_wire
+from firstlight.pipeline._reduction.reduction import Reduction
+from firstlight.pipeline._workers.crew import ShareCrew
+from firstlight.pipeline._workers.pool import Pool
+from firstlight.pipeline._workers.talk import HandOut, Reported, ShareJob, Started
 from firstlight.testing._pipeline_contract import Collect, Slow, frame
 
 _NAMES = (f"assign_{number:04d}" for number in itertools.count(1))

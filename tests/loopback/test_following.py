@@ -37,8 +37,8 @@ from firstlight.pipeline import (
     Run,
     follow,
 )
-from firstlight.pipeline._pool import Pool
-from firstlight.pipeline._talk import HandOut, Left, Reported, ShareJob, Started
+from firstlight.pipeline._workers.pool import Pool
+from firstlight.pipeline._workers.talk import HandOut, Left, Reported, ShareJob, Started
 from firstlight.testing import RunningService
 from firstlight.testing._pipeline_contract import Collect, ContractData, frame
 

@@ -14,9 +14,9 @@ from firstlight.client import Client
 from firstlight.errors import PipelineError
 from firstlight.model import Event
 from firstlight.pipeline import Executor, Inline, Items, Live, Pipeline, Processes, Run, follow, run
-from firstlight.pipeline._align import ByIndex
-from firstlight.pipeline._align_values import Descriptor
-from firstlight.pipeline._sources import Arrival, OpenItems, Tidings
+from firstlight.pipeline._align.by_index import ByIndex
+from firstlight.pipeline._align.values import Descriptor
+from firstlight.pipeline._sources.source import Arrival, OpenItems, Tidings
 from firstlight.testing._pipeline_contract import Collect
 
 _WITHIN_S = 30.0

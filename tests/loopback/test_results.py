@@ -25,10 +25,10 @@ from firstlight.pipeline import (
     from_message,
     run,
 )
-from firstlight.pipeline import _results as results_module
-from firstlight.pipeline._outlets import RecordWriter
-from firstlight.pipeline._records import Record, to_wire
-from firstlight.pipeline._sources import Ended, OpenItems, Tidings
+from firstlight.pipeline._reduction import results as results_module
+from firstlight.pipeline._reduction.outlets import RecordWriter
+from firstlight.pipeline._reduction.records import Record, to_wire
+from firstlight.pipeline._sources.source import Ended, OpenItems, Tidings
 from firstlight.testing._pipeline_contract import Collect
 from loopback.checkpoint_pipelines import Sum, Value, summing, value
 

@@ -23,11 +23,11 @@ from firstlight.client import Client
 from firstlight.errors import PipelineError
 from firstlight.model import Event, Scalar, View
 from firstlight.pipeline import Combine, Executor, Inline, Items, Live, Pipeline, Processes, run
-from firstlight.pipeline._align import Ready
+from firstlight.pipeline._align.by_index import Ready
 from firstlight.pipeline._parameters import Stamp
-from firstlight.pipeline._pool import Pool
-from firstlight.pipeline._sources import OpenItems
-from firstlight.pipeline._talk import Broke, HandOut, Left, Reported, Retune, ShareJob, Started
+from firstlight.pipeline._sources.source import OpenItems
+from firstlight.pipeline._workers.pool import Pool
+from firstlight.pipeline._workers.talk import Broke, HandOut, Left, Reported, Retune, ShareJob, Started
 from firstlight.testing._pipeline_contract import Collect, ContractData, RowMeans
 
 _NAMES = (f"workers_{number:04d}" for number in itertools.count(1))

@@ -26,12 +26,13 @@ from firstlight.model import (
     Trend,
     View,
 )
-from firstlight.pipeline._align import Align, Aligner, ByIndex
-from firstlight.pipeline._align_key import ByKey
-from firstlight.pipeline._align_map import ByTriggerMap
-from firstlight.pipeline._align_numbers import Rows
-from firstlight.pipeline._align_time import ByTimestamp
-from firstlight.pipeline._align_values import (
+from firstlight.pipeline._align.assign import Assign
+from firstlight.pipeline._align.by_index import Align, Aligner, ByIndex
+from firstlight.pipeline._align.by_key import ByKey
+from firstlight.pipeline._align.by_map import ByTriggerMap
+from firstlight.pipeline._align.by_time import ByTimestamp
+from firstlight.pipeline._align.numbers import Rows
+from firstlight.pipeline._align.values import (
     Action,
     Again,
     Descriptor,
@@ -44,34 +45,33 @@ from firstlight.pipeline._align_values import (
     Share,
     Unmatched,
 )
-from firstlight.pipeline._assign import Assign
 from firstlight.pipeline._attaching import Attachment, attachment
-from firstlight.pipeline._chain import Chain, ChainRun, Stage
-from firstlight.pipeline._chain_follow import ChainFollowing, follow_chain
+from firstlight.pipeline._chains.chain import Chain, ChainRun, Stage
+from firstlight.pipeline._chains.follow import ChainFollowing, follow_chain
+from firstlight.pipeline._chains.graph import Graph, Node, as_mermaid, as_text, graph_of
+from firstlight.pipeline._chains.graph_svg import as_svg
+from firstlight.pipeline._chains.run import run_chain, stage_source
 from firstlight.pipeline._debugging import DebugWorker
 from firstlight.pipeline._detectors import DetectorImage
-from firstlight.pipeline._dispatch import Assignment, Dispatch
 from firstlight.pipeline._follow import Following, follow
-from firstlight.pipeline._forward import Forward, Forwarded, Reference, Resolves, resolve
-from firstlight.pipeline._graph import Graph, Node, as_mermaid, as_text, graph_of
-from firstlight.pipeline._graph_svg import as_svg
 from firstlight.pipeline._inline import Inline
-from firstlight.pipeline._live import Live
 from firstlight.pipeline._parameters import Parameter, ParameterKind, ParameterSet, ParameterSpec, Retunes
 from firstlight.pipeline._pipeline import Pipeline, Resets, Worker
-from firstlight.pipeline._processes import Processes
-from firstlight.pipeline._recorder import Recorded, Recorder
-from firstlight.pipeline._recording import Recording
-from firstlight.pipeline._records import Record, UserError, from_message
-from firstlight.pipeline._reducers import Combine, Finishes, Ordered, Reducer, Reducers, Ticks
-from firstlight.pipeline._replay import Due, Replayed, replay
+from firstlight.pipeline._reduction.records import Record, UserError, from_message
+from firstlight.pipeline._reduction.reducers import Combine, Finishes, Ordered, Reducer, Reducers, Ticks
+from firstlight.pipeline._reduction.state import Saves, packed_state, restore_state
+from firstlight.pipeline._reduction.stats import EventError, Stats
 from firstlight.pipeline._run import Executor, Lasting, OnView, Run, State
-from firstlight.pipeline._run_chain import run_chain, stage_source
-from firstlight.pipeline._segments import Segments
-from firstlight.pipeline._sources import Arrival, Ended, Items, OpenSource, Source, Tidings, message_of
-from firstlight.pipeline._state import Saves, packed_state, restore_state
-from firstlight.pipeline._stats import EventError, Stats
-from firstlight.pipeline._upcoming import First
+from firstlight.pipeline._sources.forward import Forward, Forwarded, Reference, Resolves, resolve
+from firstlight.pipeline._sources.live import Live
+from firstlight.pipeline._sources.recorder import Recorded, Recorder
+from firstlight.pipeline._sources.recording import Recording
+from firstlight.pipeline._sources.replay import Due, Replayed, replay
+from firstlight.pipeline._sources.segments import Segments
+from firstlight.pipeline._sources.source import Arrival, Ended, Items, OpenSource, Source, Tidings, message_of
+from firstlight.pipeline._sources.upcoming import First
+from firstlight.pipeline._workers.dispatch import Assignment, Dispatch
+from firstlight.pipeline._workers.processes import Processes
 
 __all__ = [
     "Action",

@@ -8,12 +8,12 @@ from typing import Any, Literal
 import msgspec
 
 from firstlight.errors import ConfigurationError, DataError
-from firstlight.pipeline._align_values import Ready
-from firstlight.pipeline._live import Live
-from firstlight.pipeline._recording import Recording
+from firstlight.pipeline._align.values import Ready
 from firstlight.pipeline._run import Run
-from firstlight.pipeline._segments import Segments
-from firstlight.pipeline._sources import Source
+from firstlight.pipeline._sources.live import Live
+from firstlight.pipeline._sources.recording import Recording
+from firstlight.pipeline._sources.segments import Segments
+from firstlight.pipeline._sources.source import Source
 
 __all__ = ["Attachment", "attachment"]
 

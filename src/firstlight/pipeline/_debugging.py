@@ -7,13 +7,13 @@ from typing import Any, Self
 
 from firstlight.errors import ConfigurationError, MessageNotFoundError
 from firstlight.model import Event
-from firstlight.pipeline._align import Aligner
-from firstlight.pipeline._align_values import Action, Dropped, Incomplete, Partial, Ready
-from firstlight.pipeline._assign import Sharing
-from firstlight.pipeline._forward import event_parts
+from firstlight.pipeline._align.assign import Sharing
+from firstlight.pipeline._align.by_index import Aligner
+from firstlight.pipeline._align.values import Action, Dropped, Incomplete, Partial, Ready
 from firstlight.pipeline._inline import Listening
 from firstlight.pipeline._pipeline import Closes, Pipeline, SetsUp, Worker
-from firstlight.pipeline._sources import AtHand, Ended, OpenSource, Source, Tidings, looked_at
+from firstlight.pipeline._sources.forward import event_parts
+from firstlight.pipeline._sources.source import AtHand, Ended, OpenSource, Source, Tidings, looked_at
 from firstlight.pipeline._step import Preparation
 
 __all__ = ["DebugWorker"]

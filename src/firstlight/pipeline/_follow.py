@@ -13,12 +13,12 @@ from typing import Any, Self
 from firstlight.client import Client
 from firstlight.errors import ConfigurationError, FirstlightError, PipelineError, StreamNotFoundError
 from firstlight.pipeline._inline import Inline
-from firstlight.pipeline._live import Live
 from firstlight.pipeline._parameters import ParameterSet
 from firstlight.pipeline._pipeline import Pipeline
 from firstlight.pipeline._run import Executor, Lasting, OnView, Run
+from firstlight.pipeline._sources.live import Live
+from firstlight.pipeline._sources.upcoming import First, Upcoming
 from firstlight.pipeline._threads import start
-from firstlight.pipeline._upcoming import First, Upcoming
 
 __all__ = ["Following", "follow"]
 

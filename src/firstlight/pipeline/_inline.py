@@ -12,17 +12,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from firstlight.errors import ConfigurationError
-from firstlight.pipeline._align import Action, Aligner, Ready
-from firstlight.pipeline._assign import Sharing
-from firstlight.pipeline._live import Live
+from firstlight.pipeline._align.assign import Sharing
+from firstlight.pipeline._align.by_index import Action, Aligner, Ready
 from firstlight.pipeline._parameters import ParameterSet
 from firstlight.pipeline._pipeline import Pipeline, Resets
-from firstlight.pipeline._records import Record, lost_record
+from firstlight.pipeline._reduction.records import Record, lost_record
 from firstlight.pipeline._run import Executor, OnView, Run
-from firstlight.pipeline._sources import LOST, Arrival, AtHand, Ended, OpenSource, Source, Tidings, looked_at
+from firstlight.pipeline._sources.live import Live
+from firstlight.pipeline._sources.source import LOST, Arrival, AtHand, Ended, OpenSource, Source, Tidings, looked_at
+from firstlight.pipeline._sources.wanted import Wanted
 from firstlight.pipeline._step import Step, divided
 from firstlight.pipeline._steps import Steps
-from firstlight.pipeline._wanted import Wanted
 from firstlight.pipeline._worker_views import Showing, WorkersShown
 
 __all__ = ["Inline", "Listening"]

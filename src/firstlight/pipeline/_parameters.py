@@ -44,7 +44,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firstlight.errors import ConfigurationError, DataError
-from firstlight.pipeline._encoding import pack
+from firstlight.pipeline._reduction.encoding import pack
 
 __all__ = [
     "Parameter",

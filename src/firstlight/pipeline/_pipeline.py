@@ -12,11 +12,11 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from firstlight.errors import ConfigurationError
 from firstlight.model import Event, StreamId, View
-from firstlight.pipeline._align import Align, ByIndex, check_inputs
-from firstlight.pipeline._assign import Assign, Divides
+from firstlight.pipeline._align.assign import Assign, Divides
+from firstlight.pipeline._align.by_index import Align, ByIndex, check_inputs
 from firstlight.pipeline._detectors import check_detectors, images_of
 from firstlight.pipeline._parameters import ParameterSet, ParameterSpec, current_values, fingerprint, parameter_specs
-from firstlight.pipeline._reducers import Combine, MakeReducer, make_reducer
+from firstlight.pipeline._reduction.reducers import Combine, MakeReducer, make_reducer
 from firstlight.processors import Layout
 
 __all__ = ["Closes", "OnError", "Pipeline", "Resets", "ResultEncoding", "SetsUp", "Worker"]

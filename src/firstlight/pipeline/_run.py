@@ -12,13 +12,13 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from firstlight.errors import FirstlightError, PipelineError, StreamAbortedError, StreamTimeoutError, WorkerError
 from firstlight.model import View
-from firstlight.pipeline._align_values import Ready
+from firstlight.pipeline._align.values import Ready
 from firstlight.pipeline._at_work import AtWork
 from firstlight.pipeline._parameters import ParameterSet
 from firstlight.pipeline._pipeline import Pipeline
-from firstlight.pipeline._reduction import Reduction
-from firstlight.pipeline._sources import Ended, Source
-from firstlight.pipeline._stats import Stats
+from firstlight.pipeline._reduction.reduction import Reduction
+from firstlight.pipeline._reduction.stats import Stats
+from firstlight.pipeline._sources.source import Ended, Source
 from firstlight.pipeline._step import told
 from firstlight.pipeline._threads import as_ours
 from firstlight.pipeline._worker_views import WorkersShown, WorkerViews

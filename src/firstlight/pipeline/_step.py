@@ -10,13 +10,13 @@ from typing import Any, Generic, TypeVar
 
 from firstlight.errors import DataError, WorkerError
 from firstlight.model import Event, View
-from firstlight.pipeline._align_values import Ready
-from firstlight.pipeline._assign import Call, Sharing
-from firstlight.pipeline._forward import Fetch, event_parts, with_references
+from firstlight.pipeline._align.assign import Call, Sharing
+from firstlight.pipeline._align.values import Ready
 from firstlight.pipeline._parameters import Retunes, Stamp, current_values
 from firstlight.pipeline._pipeline import Closes, Pipeline, Resets, SetsUp, ShowsViews, Worker
-from firstlight.pipeline._records import Kind, Record, UserError, lost_record
-from firstlight.pipeline._reducers import PartError
+from firstlight.pipeline._reduction.records import Kind, Record, UserError, lost_record
+from firstlight.pipeline._reduction.reducers import PartError
+from firstlight.pipeline._sources.forward import Fetch, event_parts, with_references
 
 __all__ = ["Preparation", "Step", "divided", "reducer_error", "told", "worker_error"]
 

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from firstlight.errors import WorkerError
 from firstlight.pipeline._parameters import Stamp
 from firstlight.pipeline._pipeline import Pipeline
-from firstlight.pipeline._records import Record
+from firstlight.pipeline._reduction.records import Record
 from firstlight.pipeline._step import Preparation, Step
 
 __all__ = ["Steps"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from firstlight.errors import WorkerError
 from firstlight.model import View
-from firstlight.pipeline._records import UserError
+from firstlight.pipeline._reduction.records import UserError
 from firstlight.pipeline._step import Step
 
 __all__ = ["Showing", "WorkerViews", "WorkersShown"]

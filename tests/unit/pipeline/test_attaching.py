@@ -11,8 +11,8 @@ from firstlight.errors import ConfigurationError, DataError
 from firstlight.model import Event
 from firstlight.pipeline import Attachment, Items, Live, Pipeline, Ready, Scalar, attachment, run
 from firstlight.pipeline._attaching import _facts_of
-from firstlight.pipeline._recent import Recent
-from firstlight.pipeline._records import Record, UserError
+from firstlight.pipeline._reduction.recent import Recent
+from firstlight.pipeline._reduction.records import Record, UserError
 
 
 class Count:

@@ -77,7 +77,7 @@ def test_the_event_tells_what_it_has() -> None:
 def test_an_image_is_a_result_like_any_array() -> None:
     whole = ran(lambda event: event["pair"].array, Items(modules(range(1, 2)))).result().found[1]
     assert np.asarray(whole).shape == (2, 7)
-    from firstlight.pipeline._encoding import decode_result, encode_result
+    from firstlight.pipeline._reduction.encoding import decode_result, encode_result
 
     for value in (whole, [whole]):
         data, encoding = encode_result(value, "msgpack")

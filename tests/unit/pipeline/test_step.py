@@ -12,7 +12,7 @@ import pytest
 
 from firstlight.model import Event
 from firstlight.pipeline import Pipeline
-from firstlight.pipeline._records import Record
+from firstlight.pipeline._reduction.records import Record
 from firstlight.pipeline._step import told
 from firstlight.pipeline._steps import Steps
 from firstlight.testing._pipeline_contract import Collect

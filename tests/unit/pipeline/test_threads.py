@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from firstlight.errors import FirstlightError, PipelineError, StreamNotFoundError
-from firstlight.pipeline._feeds import Task
-from firstlight.pipeline._outlets import PipeOutlet
-from firstlight.pipeline._settling import Settler
+from firstlight.pipeline._reduction.outlets import PipeOutlet
 from firstlight.pipeline._threads import as_ours, start
+from firstlight.pipeline._workers.feeds import Task
+from firstlight.pipeline._workers.settling import Settler
 
 _WITHIN_S = 10.0
 

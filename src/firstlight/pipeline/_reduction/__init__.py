@@ -1,0 +1,1 @@
+"""What becomes of the results: records, their stream, reducers and their state."""

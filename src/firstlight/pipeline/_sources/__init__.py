@@ -1,0 +1,1 @@
+"""Where a run gets its messages from: a service, files, recordings, memory."""
