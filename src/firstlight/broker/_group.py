@@ -70,6 +70,7 @@ class GroupCounters:
 @dataclass(slots=True)
 class _Member:
     credit: int = 0
+    n_pending: int = 0
 
 
 @dataclass(slots=True)
@@ -160,7 +161,8 @@ class Group:
     def __post_init__(self) -> None:
         self._todo: Ranges | _ByArrival = _ByArrival() if self.order is Order.ARRIVAL else Ranges()
         self._members: dict[int, _Member] = {}
-        #: Members with credit, the one that waits longest first.
+        #: Members with credit: first who was done with everything last, because its caches are warm; then the one that waits
+        #: longest.
         self._turn: deque[int] = deque()
         self._starts: list[int] = []
         self._pending: list[_Pending] = []
@@ -236,6 +238,12 @@ class Group:
             self._turn.append(member)
         state.credit += n
 
+    def _put_first_if_free(self, member: int) -> None:
+        state = self._members.get(member)
+        if state is not None and not state.n_pending and len(self._turn) > 1 and member in self._turn:
+            self._turn.remove(member)
+            self._turn.appendleft(member)
+
     @property
     def n_members(self) -> int:
         return len(self._members)
@@ -252,7 +260,8 @@ class Group:
             return 0
         self.acked.add(first, last)
         self.parked.discard(first, last)
-        self._take_pending(first, last)
+        for member in {pending.member for pending in self._take_pending(first, last)}:
+            self._put_first_if_free(member)
         self._todo.discard(first, last)
         self._drop_waiting(first, last)
         self.counters.acknowledged += fresh
@@ -390,6 +399,8 @@ class Group:
         self._put_pending(_Pending(first, last, member, attempt, deadline))
 
     def _put_pending(self, pending: _Pending) -> None:
+        if pending.member in self._members:
+            self._members[pending.member].n_pending += pending.last - pending.first + 1
         at = bisect_left(self._starts, pending.first)
         self._starts.insert(at, pending.first)
         self._pending.insert(at, pending)
@@ -410,6 +421,8 @@ class Group:
         taken = []
         for p in hit:
             p.live = False
+            if p.member in self._members:
+                self._members[p.member].n_pending -= p.last - p.first + 1
             if p.first < first:
                 self._put_pending(_Pending(p.first, first - 1, p.member, p.attempt, p.deadline))
             if p.last > last:

@@ -25,6 +25,41 @@ def test_each_message_goes_to_one_member_and_all_get_a_share() -> None:
     assert len(ids_of(found, 1)) == len(ids_of(found, 2)) == 5
 
 
+def test_who_was_done_last_is_next_and_whoever_is_busy_is_not() -> None:
+    group = Group()
+    for member in (1, 2, 3):
+        group.attach(member)
+        group.credit(member, 100)
+
+    def give(number: int) -> int:
+        group.publish(number, number)
+        (delivery,) = group.deliver(0.0)
+        return delivery.member
+
+    assert [give(1), give(2)] == [1, 2]
+    group.ack(2, 2)
+    assert [give(3), give(4), give(5)] == [2, 3, 1]
+    group.ack(1, 1)  # member 1 still has 5
+    assert give(6) == 2
+    group.ack(3, 3)
+    group.ack(6, 6)
+    group.ack(5, 5)
+    assert [give(7), give(8)] == [1, 2]
+
+
+def test_what_is_given_back_is_for_others_first() -> None:
+    group = Group()
+    for member in (1, 2):
+        group.attach(member)
+        group.credit(member, 100)
+    group.publish(1, 1)
+    (delivery,) = group.deliver(0.0)
+    assert delivery.member == 1
+    group.nack(1, 1, delay_s=0.0, now=0.0)
+    (again,) = group.deliver(0.0)
+    assert (again.member, again.attempt) == (2, 2)
+
+
 def test_credit_is_never_exceeded() -> None:
     group = Group()
     group.attach(1)
@@ -251,6 +286,8 @@ class GroupMachine(RuleBasedStateMachine):
         assert set().union(*places) == self.published
         assert sum(len(place) for place in places) == len(self.published)
         assert group._starts == [p.first for p in group._pending] == sorted(group._starts)
+        for member, state in group._members.items():
+            assert state.n_pending == sum(p.last - p.first + 1 for p in group._pending if p.member == member)
 
     def teardown(self) -> None:
         """Whatever happened: with a willing member everything is delivered in the end, or parked."""
