@@ -429,7 +429,7 @@ class Broker:
         for first, last in acked:
             group.ack(first, last)
         for first, last, delay_s in nacked:
-            group.nack(first, last, delay_s=delay_s, now=self._clock())
+            group.nack(subscription.member, first, last, delay_s=delay_s, now=self._clock())
         entry = stream.progress_entry(subscription.group_name) if subscription.group_name is not None else None
         if on_saved is not None and stream.policy.keep is Keep.MEMORY:
             on_saved()  # as the end of such a stream

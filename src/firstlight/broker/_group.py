@@ -10,6 +10,7 @@ delivered again: that is at-least-once delivery.
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 from bisect import bisect_left, bisect_right
 from collections import deque
@@ -267,10 +268,17 @@ class Group:
         self.counters.acknowledged += fresh
         return fresh
 
-    def nack(self, first: int, last: int, *, delay_s: float, now: float) -> int:
-        """Deliver these again after a delay; returns how many that concerns (only what is pending)."""
+    def nack(self, member: int, first: int, last: int, *, delay_s: float, now: float) -> int:
+        """Deliver these again after a delay; returns how many that concerns.
+
+        Only what `member` has: after a lost connection another one may have got a message that this one still held, and works on
+        it.
+        """
         count = 0
         for pending in self._take_pending(first, last):
+            if pending.member != member:
+                self._put_pending(dataclasses.replace(pending, live=True))
+                continue
             count += pending.last - pending.first + 1
             self._again(pending.first, pending.last, pending.attempt, now + delay_s)
         return count

@@ -55,9 +55,25 @@ def test_what_is_given_back_is_for_others_first() -> None:
     group.publish(1, 1)
     (delivery,) = group.deliver(0.0)
     assert delivery.member == 1
-    group.nack(1, 1, delay_s=0.0, now=0.0)
+    group.nack(1, 1, 1, delay_s=0.0, now=0.0)
     (again,) = group.deliver(0.0)
     assert (again.member, again.attempt) == (2, 2)
+
+
+def test_only_who_has_a_message_can_give_it_back() -> None:
+    group = Group(redeliver_after_s=10.0)
+    for member in (1, 2):
+        group.attach(member)
+        group.credit(member, 2)
+    group.publish(1, 4)
+    assert [ids_of([d]) for d in group.deliver(0.0)] == [[1, 2], [3, 4]]
+    # Another member got 3 while the connection was lost, and works on it: if it came again it would be done twice.
+    assert group.nack(1, 2, 3, delay_s=0.0, now=1.0) == 1
+    group.credit(2, 10)
+    assert ids_of(group.deliver(1.0)) == [2]
+    assert group.tick(9.0) == 10.0, "the time of what stays goes on"
+    group.tick(10.0)
+    assert ids_of(group.deliver(10.0)) == [1, 3, 4]
 
 
 def test_credit_is_never_exceeded() -> None:
@@ -126,7 +142,7 @@ def test_nack_with_delay() -> None:
     group.credit(1, 100)
     group.publish(1, 3)
     group.deliver(0.0)
-    assert group.nack(2, 2, delay_s=4.0, now=1.0) == 1
+    assert group.nack(1, 2, 2, delay_s=4.0, now=1.0) == 1
     assert group.deliver(4.9) == []
     assert group.deliver(5.0) == [Deliver(1, 2, 2, 2)]
 
@@ -269,9 +285,12 @@ class GroupMachine(RuleBasedStateMachine):
         assert fresh == len(mine - self.acked)
         self.acked |= mine
 
-    @rule(first=st.integers(1, 45), count=st.integers(1, 10), delay=st.floats(0, 3))
-    def nack(self, first: int, count: int, delay: float) -> None:
-        self.group.nack(first, first + count - 1, delay_s=delay, now=self.now)
+    @rule(member=st.integers(1, 5), first=st.integers(1, 45), count=st.integers(1, 10), delay=st.floats(0, 3))
+    def nack(self, member: int, first: int, count: int, delay: float) -> None:
+        others = {p.member for p in self.group._pending} - {member}
+        n_of_others = {other: self.group._members[other].n_pending for other in others}
+        self.group.nack(member, first, first + count - 1, delay_s=delay, now=self.now)
+        assert n_of_others == {other: self.group._members[other].n_pending for other in others}
 
     @invariant()
     def every_message_is_in_one_place(self) -> None:

@@ -50,7 +50,7 @@ def test_nobody_is_woken_for_what_no_member_has_credit_for() -> None:
     group.credit(1, 2)
     group.deliver(0.0)
     assert group.tick(1.0) == 5.0
-    group.nack(1, 1, delay_s=2.0, now=1.0)
+    group.nack(1, 1, 1, delay_s=2.0, now=1.0)
     assert group.tick(1.0) == 3.0
     # Due, and nobody can take it: to look again at once would be to look again and again.
     assert group.tick(4.0) == 5.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from firstlight.errors import ConfigurationError
@@ -62,6 +62,7 @@ class _Part:
     parameters: str
     set_ns: int
     events: list[Gathered]
+    numbers: set[int] = field(default_factory=set)
     retried: int = 0
     oldest_ns: int = 0
 
@@ -117,9 +118,14 @@ class Combiner:
             raise reducer_error(self._pipeline, where, error, index=record.index) from error
         self._part = part
         part.events.append(event)
+        part.numbers.add(event.number)
         part.retried += record.attempts - 1
         if record.event_ns:
             part.oldest_ns = min(part.oldest_ns or record.event_ns, record.event_ns)
+
+    def has(self, number: int) -> bool:
+        """Its result is in what was added up and not sent yet."""
+        return self._part is not None and number in self._part.numbers
 
     def look(self) -> None:
         """Send what was added up if that is enough, or began long enough ago.

@@ -139,6 +139,8 @@ class RunOfWorker:
         """Work on an event, and hand on what became of it."""
         number = number_of(task.index, task.share, self._width)
         if self._gathering is not None:
+            if self._gathering.has(number):
+                return
             with self._slot.at(number):
                 self._gathered(task, step, feed, self._gathering)
             return

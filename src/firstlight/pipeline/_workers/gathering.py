@@ -74,6 +74,11 @@ class Gathering:
         event = Gathered(record.number, task.done, task.again)
         self._put(replace(task, done=lambda: self._decide([event])), to_wire(record, self._pipeline.results))
 
+    def has(self, number: int) -> bool:
+        """An event that is delivered again is at hand already, and settled with what it was added to: it must not be added
+        twice."""
+        return self._combiner.has(number)
+
     def known(self, task: Task) -> None:
         """The result of an event was added up by others."""
         self._put(task, None)

@@ -284,8 +284,10 @@ def test_a_worker_sends_what_it_added_up_when_it_is_due() -> None:
             combiner.add(record, Gathered(index, list, list))
             combiner.look()
 
-    add(4, 1, 2)
-    assert [numbers for numbers, _ in sent] == [[4, 1, 2]]
+    add(4, 1)
+    assert combiner.has(4) and combiner.has(1) and not combiner.has(2)
+    add(2)
+    assert [numbers for numbers, _ in sent] == [[4, 1, 2]] and not combiner.has(4)
     record = from_wire(sent[0][1], "msgpack")
     assert record.covers == ((1, 2), (4, 4)) and (record.attempts, record.event_ns, record.parameters) == (4, 996, "a")
     again = MeanRows()
